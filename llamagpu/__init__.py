@@ -1,0 +1,38 @@
+"""llamagpu: run open language models on your own GPU, fast, with no PyTorch and no compiler.
+
+    import llamagpu
+    llm = llamagpu.load("demo")
+    for piece in llm.generate("Once upon a time", max_tokens=64, temperature=0):
+        print(piece, end="", flush=True)
+
+The names below are imported when first used, so that ``import llamagpu`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llamagpu.errors import DeviceError, LlamaGPUError, ModelFormatError, UsageError
+    from llamagpu.llm import LLM, load
+    from llamagpu.sampling import SamplingParams
+
+__version__ = "0.1.0"
+__all__ = ["LLM", "DeviceError", "LlamaGPUError", "ModelFormatError", "SamplingParams", "UsageError", "load"]
+
+_HOME = {
+    "LLM": "llm",
+    "load": "llm",
+    "SamplingParams": "sampling",
+    "DeviceError": "errors",
+    "LlamaGPUError": "errors",
+    "ModelFormatError": "errors",
+    "UsageError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

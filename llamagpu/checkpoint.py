@@ -1,0 +1,86 @@
+"""Checkpoint: what every reader returns and all that a model needs from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamagpu.config import ModelConfig
+from llamagpu.errors import ModelFormatError
+from llamagpu.quantization import Int8Matrix
+
+Tensor = NDArray[Any] | Int8Matrix
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """A tokenizer as a file holds it. kind: "sentencepiece" (a .model protobuf) or "llama2c" (a tokenizer.bin)."""
+
+    kind: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Config, tokenizer and named tensors of one model.
+
+    Tensors are views into the memory-mapped file: opening copies nothing. Their names are Meta's:
+    tok_embeddings.weight, norm.weight, output.weight (absent where the head is tied), and for each layer
+    layers.{i}.{attention_norm, attention.wq, .wk, .wv, .wo, ffn_norm, feed_forward.w1, .w2, .w3}.weight;
+    matrices are [out_features, in_features].
+    """
+
+    path: Path
+    format: str
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    tokenizer: TokenizerSpec | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights, as stored."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(int(np.prod(tensor.shape)) for tensor in self.tensors.values())
+
+
+def llama_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a Llama of this shape, in the order in which a forward pass reads them."""
+    dim, hidden = config.dim, config.hidden_dim
+    shapes: dict[str, tuple[int, ...]] = {"tok_embeddings.weight": (config.vocab_size, dim)}
+    for i in range(config.n_layers):
+        layer = f"layers.{i}"
+        shapes[f"{layer}.attention_norm.weight"] = (dim,)
+        shapes[f"{layer}.attention.wq.weight"] = (config.q_dim, dim)
+        shapes[f"{layer}.attention.wk.weight"] = (config.kv_dim, dim)
+        shapes[f"{layer}.attention.wv.weight"] = (config.kv_dim, dim)
+        shapes[f"{layer}.attention.wo.weight"] = (dim, config.q_dim)
+        shapes[f"{layer}.ffn_norm.weight"] = (dim,)
+        shapes[f"{layer}.feed_forward.w1.weight"] = (hidden, dim)
+        shapes[f"{layer}.feed_forward.w2.weight"] = (dim, hidden)
+        shapes[f"{layer}.feed_forward.w3.weight"] = (hidden, dim)
+    shapes["norm.weight"] = (dim,)
+    if not config.tied_head:
+        shapes["output.weight"] = (config.vocab_size, dim)
+    return shapes
+
+
+def check_tensors(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Every tensor that the config asks for is there, in its shape, and no other. Raises ModelFormatError."""
+    remedy = "the file does not fit its own config: convert or download it again"
+    shapes = llama_shapes(config)
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise ModelFormatError(path, name, "is missing", remedy)
+        if tuple(tensors[name].shape) != shape:
+            raise ModelFormatError(path, name, f"has shape {list(tensors[name].shape)}, not {list(shape)}", remedy)
+    for name in tensors:
+        if name not in shapes:
+            raise ModelFormatError(path, name[:80], "is a tensor that this architecture does not have", remedy)

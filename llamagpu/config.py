@@ -1,0 +1,101 @@
+"""ModelConfig: the shape of a model, under the field's standard names."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from llamagpu.errors import ModelFormatError
+
+RopeLayout = Literal["interleaved", "half_split"]
+
+# No model comes near these. They keep a damaged header from asking for absurd amounts of work or memory.
+LARGEST = {
+    "dim": 1 << 20,
+    "hidden_dim": 1 << 22,
+    "n_layers": 1024,
+    "n_heads": 4096,
+    "n_kv_heads": 4096,
+    "head_dim": 1 << 14,
+    "vocab_size": 1 << 22,
+    "max_seq_len": 1 << 24,
+}
+REMEDY = "the file is damaged or no model that llamagpu knows: download or export it again"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape and constants of one model.
+
+    dim: width of the residual stream. hidden_dim: width inside the feed-forward.
+    max_seq_len: positions it was trained for. rope_layout: which two elements of a head turn together:
+    2j and 2j+1 ("interleaved", Meta's and llama2.c's files) or j and j + head_dim/2 ("half_split", Hugging Face's).
+    tied_head: the embedding matrix is also the output head.
+    """
+
+    architecture: str
+    dim: int
+    hidden_dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_seq_len: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_layout: RopeLayout = "interleaved"
+    tied_head: bool = False
+
+    @classmethod
+    def checked(cls, path: str | Path, values: dict[str, Any]) -> ModelConfig:
+        """Build from a file's header values, whatever they are. Raises ModelFormatError naming the field."""
+
+        def refuse(field: str, problem: str) -> ModelFormatError:
+            return ModelFormatError(path, field, problem, REMEDY)
+
+        known = {field.name: field for field in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise refuse("config", f"holds {str(name)[:40]!r}, which this version does not know")
+        values = {name: values.get(name, field.default) for name, field in known.items()}
+        for name, largest in LARGEST.items():
+            value = values[name]
+            if type(value) is not int or not 1 <= value <= largest:
+                raise refuse(name, f"is {str(value)[:40]}, must be a whole number from 1 to {largest}")
+        for name in ("norm_eps", "rope_theta"):
+            value = values[name]
+            if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
+                raise refuse(name, f"is {str(value)[:40]}, must be a number above 0")
+            values[name] = float(value)
+        if values["architecture"] != "llama":
+            raise refuse("architecture", f"is {str(values['architecture'])[:40]!r}; this version runs 'llama'")
+        if values["rope_layout"] not in ("interleaved", "half_split"):
+            raise refuse("rope_layout", f"is {str(values['rope_layout'])[:40]!r}, must be interleaved or half_split")
+        if type(values["tied_head"]) is not bool:
+            raise refuse("tied_head", "must be true or false")
+        config = cls(**values)
+        if config.n_heads % config.n_kv_heads:
+            raise refuse("n_kv_heads", f"is {config.n_kv_heads}, must divide n_heads = {config.n_heads}")
+        if config.head_dim % 2:
+            raise refuse("head_dim", f"is {config.head_dim}, must be even (RoPE turns pairs)")
+        return config
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of the keys of one token, and of the values: n_kv_heads * head_dim."""
+        return self.n_kv_heads * self.head_dim
+
+    @property
+    def q_dim(self) -> int:
+        """Width of the queries of one token: n_heads * head_dim."""
+        return self.n_heads * self.head_dim
+
+    def kv_bytes_per_token(self, element_size: int = 4) -> int:
+        """Bytes of keys and values that one position holds over all layers."""
+        return 2 * self.n_layers * self.kv_dim * element_size
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

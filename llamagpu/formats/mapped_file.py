@@ -1,0 +1,58 @@
+"""A memory-mapped file whose every access is checked against its length."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from llamagpu.errors import ModelFormatError
+
+CUT_SHORT = "the download was cut short or the file is damaged: fetch or export it again"
+
+
+def check_readable(path: Path) -> int:
+    """Size in bytes of a regular, readable, non-empty file; anything else is a ModelFormatError."""
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise ModelFormatError(path, "path", "is a folder", "give the model file inside it")
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelFormatError(path, "path", "is no regular file", "give a file on disk: models are memory-mapped")
+        with open(path, "rb"):
+            pass
+    except PermissionError:
+        raise ModelFormatError(path, "path", "may not be read", "change its permissions (chmod +r)") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ModelFormatError(path, "path", f"cannot be opened ({reason})", "check its name") from None
+    if status.st_size == 0:
+        raise ModelFormatError(path, "length", "is 0 bytes", CUT_SHORT)
+    return status.st_size
+
+
+class MappedFile:
+    """Read-only map of a file. Arrays taken from it are views: nothing is read before it is used."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = check_readable(path)
+        try:
+            self.bytes: NDArray[np.uint8] = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+        except (OSError, ValueError) as error:
+            raise ModelFormatError(path, "path", f"cannot be mapped ({error})", "copy it to a local disk") from None
+
+    def array(self, offset: int, dtype: DTypeLike, shape: tuple[int, ...], field: str) -> NDArray[Any]:
+        """View of ``shape`` at ``offset``; ModelFormatError where that would reach past the end."""
+        dtype = np.dtype(dtype)
+        end = offset + math.prod(shape) * dtype.itemsize
+        if offset < 0 or end > self.size:
+            raise ModelFormatError(
+                self.path, field, f"needs bytes {offset} to {end} of a file of {self.size}", CUT_SHORT
+            )
+        return np.ndarray(shape, dtype, buffer=self.bytes.data, offset=offset)

@@ -1,0 +1,181 @@
+"""model.bin, our own file: safetensors with the config and the tokenizer inside. Layout: docs/formats.md.
+
+The safetensors library judges the header (sizes, types, overlaps, holes, the file's length); this file then maps
+the tensors in place, which the library's NumPy interface does not do.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec, check_tensors
+from llamagpu.config import ModelConfig
+from llamagpu.errors import ModelFormatError
+from llamagpu.formats.atomic import atomic_write
+from llamagpu.formats.mapped_file import MappedFile
+from llamagpu.quantization import Int8Matrix
+
+FORMAT_VERSION = "1"
+ALIGNMENT = 256
+MAX_HEADER_BYTES = 1 << 24
+DTYPES = {"F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1"}
+DTYPE_NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
+TOKENIZER = "tokenizer"
+CONVERT_AGAIN = "make the file again with: llamagpu convert SRC OUT"
+
+
+def sniff(head: bytes) -> bool:
+    """Whether the first bytes are those of a safetensors file: the header's length, then its opening brace."""
+    return len(head) >= 10 and struct.unpack_from("<Q", head)[0] <= 100_000_000 and head[8:9] == b"{"
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Map a native model.bin. Raises ModelFormatError."""
+    file = MappedFile(path)
+    header_bytes, entries = read_header(file)
+    metadata = entries.pop("__metadata__", None)
+    if not isinstance(metadata, dict) or "llamagpu.format_version" not in metadata:
+        raise ModelFormatError(
+            path,
+            "__metadata__",
+            "is a safetensors file, but none that llamagpu wrote",
+            "give a model.bin made by convert",
+        )
+    if metadata["llamagpu.format_version"] != FORMAT_VERSION:
+        found = str(metadata["llamagpu.format_version"])[:20]
+        raise ModelFormatError(path, "llamagpu.format_version", f"is {found!r}, not {FORMAT_VERSION!r}", CONVERT_AGAIN)
+    config = ModelConfig.checked(path, read_json_object(path, metadata, "config"))
+
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, entry in entries.items():
+        if entry["dtype"] not in DTYPES:
+            raise ModelFormatError(
+                path, name[:80], f"has type {entry['dtype'][:20]}, not one of {', '.join(DTYPES)}", CONVERT_AGAIN
+            )
+        start = 8 + header_bytes + entry["data_offsets"][0]
+        arrays[name] = file.array(start, DTYPES[entry["dtype"]], tuple(entry["shape"]), name[:80])
+
+    tokenizer = read_tokenizer(path, metadata, arrays)
+    tensors = join_quantized(path, arrays, metadata)
+    check_tensors(path, config, tensors)
+    return Checkpoint(path, "llamagpu model.bin", config, tensors, tokenizer)
+
+
+def read_header(file: MappedFile) -> tuple[int, dict[str, Any]]:
+    """Length of the header and its entries, after the safetensors library has accepted them."""
+    header_bytes = struct.unpack_from("<Q", file.array(0, "u1", (8,), "header length").tobytes())[0]
+    if header_bytes > min(MAX_HEADER_BYTES, file.size - 8):
+        problem = f"is {header_bytes} bytes in a file of {file.size}"
+        raise ModelFormatError(file.path, "header length", problem, CONVERT_AGAIN)
+    try:
+        with safe_open(file.path, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelFormatError(
+            file.path, "header", f"is no valid safetensors header ({error})", CONVERT_AGAIN
+        ) from None
+
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if len(set(names)) != len(names):
+            raise ModelFormatError(file.path, "header", "holds the same name twice", CONVERT_AGAIN)
+        return dict(pairs)
+
+    text = file.array(8, "u1", (header_bytes,), "header").tobytes()
+    try:
+        entries: dict[str, Any] = json.loads(text, object_pairs_hook=refuse_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ModelFormatError(file.path, "header", f"is no valid JSON ({error})", CONVERT_AGAIN) from None
+    return header_bytes, entries
+
+
+def read_json_object(path: Path, metadata: dict[str, str], field: str) -> dict[str, Any]:
+    try:
+        value = json.loads(metadata.get(field, ""))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ModelFormatError(path, field, "is missing or no JSON object", CONVERT_AGAIN)
+    return value
+
+
+def read_tokenizer(path: Path, metadata: dict[str, str], arrays: dict[str, NDArray[Any]]) -> TokenizerSpec | None:
+    data = arrays.pop(TOKENIZER, None)
+    kind = metadata.get(TOKENIZER)
+    if data is None and kind is None:
+        return None
+    if data is None or kind is None or data.dtype != np.uint8 or data.ndim != 1:
+        raise ModelFormatError(path, TOKENIZER, "must be both named in the metadata and held as bytes", CONVERT_AGAIN)
+    return TokenizerSpec(kind, data.tobytes())
+
+
+def join_quantized(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> dict[str, Tensor]:
+    """Pairs ``X.q`` (int8) and ``X.scales`` (float32, flat) become the Int8Matrix ``X``; the rest must be floats."""
+    tensors: dict[str, Tensor] = {}
+    for name, array in arrays.items():
+        if name.endswith(".q"):
+            base = name.removesuffix(".q")
+            scales = arrays.get(f"{base}.scales")
+            group_size = metadata.get("group_size", "")
+            ok = scales is not None and scales.dtype == np.float32 and scales.ndim == 1
+            ok = ok and array.dtype == np.int8 and array.ndim == 2
+            ok = ok and group_size.isascii() and group_size.isdigit() and len(group_size) < 10
+            if not ok or scales is None or int(group_size) < 1 or scales.size * int(group_size) != array.size:
+                problem = f"does not fit its scales and group_size {group_size[:20]!r}"
+                raise ModelFormatError(path, name[:80], problem, CONVERT_AGAIN)
+            tensors[base] = Int8Matrix(array, scales, int(group_size))
+        elif name.endswith(".scales") and f"{name.removesuffix('.scales')}.q" in arrays:
+            continue
+        elif array.dtype in (np.float32, np.float16):
+            tensors[name] = array
+        else:
+            raise ModelFormatError(path, name[:80], f"has type {array.dtype}, which no weight has", CONVERT_AGAIN)
+    return tensors
+
+
+def write(path: Path, checkpoint: Checkpoint, on_progress: Callable[[int], None] = lambda n_bytes: None) -> None:
+    """Write a checkpoint as model.bin: one tensor in memory at a time, under a temporary name, then renamed.
+
+    Big tensors go first and fill multiples of 256 bytes, so that each of them starts on such a multiple; safetensors
+    forbids holes, so a tensor behind an odd-sized one need not.
+    """
+    metadata = {"llamagpu.format_version": FORMAT_VERSION, "config": json.dumps(checkpoint.config.to_dict())}
+    arrays: dict[str, NDArray[Any]] = {}
+    group_sizes: set[int] = set()
+    for name, tensor in checkpoint.tensors.items():
+        if isinstance(tensor, Int8Matrix):
+            arrays[f"{name}.q"], arrays[f"{name}.scales"] = tensor.q, tensor.scales
+            group_sizes.add(tensor.group_size)
+        else:
+            arrays[name] = tensor
+    if len(group_sizes) > 1:
+        raise ValueError(f"one group size per file, not {sorted(group_sizes)}")
+    for group_size in group_sizes:
+        metadata["group_size"] = str(group_size)
+    if checkpoint.tokenizer is not None:
+        metadata[TOKENIZER] = checkpoint.tokenizer.kind
+        arrays[TOKENIZER] = np.frombuffer(checkpoint.tokenizer.data, np.uint8)
+
+    order = sorted(arrays, key=lambda name: arrays[name].nbytes % ALIGNMENT != 0)  # stable: keeps reading order
+    header: dict[str, Any] = {"__metadata__": metadata}
+    offset = 0
+    for name in order:
+        array = arrays[name]
+        end = offset + array.nbytes
+        header[name] = {"dtype": DTYPE_NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    with atomic_write(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            file.write(np.ascontiguousarray(arrays[name]).data)
+            on_progress(arrays[name].nbytes)

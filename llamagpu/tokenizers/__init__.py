@@ -1,0 +1,57 @@
+"""Tokenizers: one file per kind, one protocol (``Tokenizer``); adding one is adding a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llamagpu.checkpoint import TokenizerSpec
+from llamagpu.errors import ModelFormatError
+from llamagpu.formats.mapped_file import check_readable
+from llamagpu.tokenizers.base import StreamDecoder, Tokenizer
+from llamagpu.tokenizers.llama2c import Llama2cTokenizer
+
+MAX_TOKENIZER_BYTES = 1 << 28
+
+
+def open_spec(spec: TokenizerSpec, path: Path) -> Tokenizer:
+    """The tokenizer that a file holds. Raises ModelFormatError."""
+    if spec.kind == "llama2c":
+        return Llama2cTokenizer(spec.data, path)
+    if spec.kind == "sentencepiece":
+        from llamagpu.tokenizers.sentencepiece import SentencePieceTokenizer  # its import costs a tenth of a second
+
+        return SentencePieceTokenizer(spec.data, path)
+    raise ModelFormatError(
+        path, "tokenizer", f"is of kind {spec.kind[:20]!r}, which this version does not know", "convert the model again"
+    )
+
+
+def read_spec(path: str | Path) -> TokenizerSpec:
+    """Read a tokenizer file; its kind is told by its first bytes. Raises ModelFormatError."""
+    path = Path(path)
+    size = check_readable(path)
+    if size > MAX_TOKENIZER_BYTES:
+        raise ModelFormatError(path, "length", f"is {size} bytes, too many for a tokenizer", "give a tokenizer file")
+    data = path.read_bytes()
+    # A SentencePiece protobuf opens with field 1 (its first piece); a tokenizer.bin with a small little-endian u32.
+    is_sentencepiece = data[:1] == b"\x0a" and data[1:4] != b"\0\0\0"
+    return TokenizerSpec("sentencepiece" if is_sentencepiece else "llama2c", data)
+
+
+def find_beside(model_path: Path, vocab_size: int) -> TokenizerSpec | None:
+    """The tokenizer in the model's folder that has the model's vocabulary; None where there is none that fits."""
+    for name in names_beside(vocab_size):
+        path = model_path.parent / name
+        if path.is_file():
+            spec = read_spec(path)
+            if open_spec(spec, path).vocab_size == vocab_size:
+                return spec
+    return None
+
+
+def names_beside(vocab_size: int) -> tuple[str, ...]:
+    """The names under which people keep a tokenizer beside a model, in the order in which they are tried."""
+    return "tokenizer.model", "tokenizer.bin", f"tok{vocab_size}.model", f"tok{vocab_size}.bin"
+
+
+__all__ = ["StreamDecoder", "Tokenizer", "find_beside", "names_beside", "open_spec", "read_spec"]

@@ -1,0 +1,65 @@
+"""What every tokenizer offers, and how bytes become text while they stream."""
+
+from __future__ import annotations
+
+import codecs
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from llamagpu.errors import UsageError
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back. Ids are below ``vocab_size``; ``bos_id`` is None where the model has none."""
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    # SentencePiece puts a space before the text it encodes; decoding takes it off again.
+    adds_leading_space: bool
+
+    @abstractmethod
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of non-empty ``text``, without BOS."""
+
+    @abstractmethod
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that one token stands for; empty for control tokens. A token may be part of a character."""
+
+    def encode(self, text: str, add_bos: bool = True) -> list[int]:
+        """Ids of ``text``, after the model's BOS where it has one. Raises UsageError for text that is not Unicode."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"the text is not valid Unicode at character {error.start}") from None
+        bos = [self.bos_id] if add_bos and self.bos_id is not None else []
+        return bos + (self.encode_text(text) if text else [])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ``ids`` as one whole; bytes that are no UTF-8 become U+FFFD."""
+        decoder = StreamDecoder(self)
+        return "".join(map(decoder.feed, ids)) + decoder.finish()
+
+
+class StreamDecoder:
+    """Turns tokens into text one at a time, holding back a character until all its bytes are there.
+
+    at_start: whether the first token opens the text, and so carries the space that the tokenizer added.
+    What it returns over all calls is what ``Tokenizer.decode`` returns at once.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, at_start: bool = True) -> None:
+        self.tokenizer = tokenizer
+        self.strip_space = at_start and tokenizer.adds_leading_space
+        self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        piece = self.tokenizer.token_bytes(token)
+        if piece and self.strip_space:
+            piece = piece.removeprefix(b" ")
+            self.strip_space = False
+        return self.utf8.decode(piece)
+
+    def finish(self) -> str:
+        """What is left of an unfinished character."""
+        return self.utf8.decode(b"", final=True)

@@ -1,0 +1,43 @@
+"""SentencePiece's tokenizer.model, through the sentencepiece library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sentencepiece
+
+from llamagpu.errors import ModelFormatError, first_line
+from llamagpu.tokenizers.base import Tokenizer
+
+REMEDY = "the file is damaged or no tokenizer.model: fetch it again, or give another --tokenizer"
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A tokenizer.model (a protobuf). Raises ModelFormatError if ``data`` is anything else."""
+
+    def __init__(self, data: bytes, path: Path) -> None:
+        try:
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+            self.vocab_size = self.processor.vocab_size()
+            for token in range(self.vocab_size):
+                self.token_bytes(token)  # a piece may be no UTF-8, or a byte token that names no byte
+        except (RuntimeError, OSError, ValueError) as error:
+            problem = f"is no valid SentencePiece model ({first_line(error)})"
+            raise ModelFormatError(path, "tokenizer", problem, REMEDY) from None
+        bos, eos = self.processor.bos_id(), self.processor.eos_id()
+        self.bos_id = bos if bos >= 0 else None
+        self.eos_id = eos if eos >= 0 else None
+        self.adds_leading_space = "".join(self.processor.encode("a", out_type=str)).startswith("\u2581")
+
+    def encode_text(self, text: str) -> list[int]:
+        ids: list[int] = self.processor.encode(text)
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        processor = self.processor
+        if processor.is_control(token):
+            return b""
+        piece: str = processor.id_to_piece(token)
+        if processor.is_byte(token):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace("\u2581", " ").encode()

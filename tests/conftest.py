@@ -1,0 +1,31 @@
+"""Fixtures that many tests share: real files where they are at hand, small made ones where they are not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes
+
+DEFAULT_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real model files: LLAMAGPU_TEST_DATA, else ../shared/data."""
+    folder = Path(os.environ.get("LLAMAGPU_TEST_DATA", DEFAULT_DATA))
+    if not folder.is_dir():
+        pytest.skip(f"no real model files: {folder} is absent (LLAMAGPU_TEST_DATA names another folder)")
+    return folder
+
+
+@pytest.fixture
+def small_model(tmp_path: Path) -> Path:
+    """A random llama2.c v0 model of 300 tokens and 32 positions, its tokenizer.bin beside it."""
+    shape = Shape()
+    path = tmp_path / "small.bin"
+    path.write_bytes(v0_bytes(shape, random_weights(shape)))
+    (tmp_path / "tokenizer.bin").write_bytes(tokenizer_bin())
+    return path

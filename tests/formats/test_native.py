@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from llamagpu.checkpoint import Checkpoint, TokenizerSpec
+from llamagpu.errors import UsageError
+from llamagpu.formats import native, open_checkpoint
+from llamagpu.formats.atomic import atomic_write
+from llamagpu.quantization import Int8Matrix
+from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes, v2_bytes
+
+
+def source(tmp_path: Path, quantized: bool) -> Checkpoint:
+    shape = Shape(hidden_dim=20, tied=False)
+    weights = random_weights(shape)
+    path = tmp_path / "source.bin"
+    path.write_bytes(v2_bytes(shape, weights, 8) if quantized else v0_bytes(shape, weights))
+    opened = open_checkpoint(path)
+    return Checkpoint(path, "test", opened.config, opened.tensors, TokenizerSpec("llama2c", tokenizer_bin()))
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_what_is_written_is_read_back(quantized: bool, tmp_path: Path) -> None:
+    before = source(tmp_path, quantized)
+    native.write(tmp_path / "model.bin", before)
+    after = open_checkpoint(tmp_path / "model.bin")
+    assert after.config == before.config
+    assert after.tokenizer == before.tokenizer
+    assert list(after.tensors) != []
+    assert set(after.tensors) == set(before.tensors)
+    for name, tensor in before.tensors.items():
+        read = after.tensors[name]
+        if isinstance(tensor, Int8Matrix):
+            assert isinstance(read, Int8Matrix)
+            assert read.group_size == tensor.group_size
+            np.testing.assert_array_equal(read.q, tensor.q)
+            np.testing.assert_array_equal(read.scales, tensor.scales)
+        else:
+            assert read.dtype == tensor.dtype  # type: ignore[union-attr]
+            np.testing.assert_array_equal(np.asarray(read), tensor)
+
+
+def test_float16_weights_stay_float16(tmp_path: Path) -> None:
+    before = source(tmp_path, quantized=False)
+    halves = {name: np.asarray(tensor).astype(np.float16) for name, tensor in before.tensors.items()}
+    native.write(tmp_path / "model.bin", Checkpoint(before.path, "", before.config, halves))
+    after = open_checkpoint(tmp_path / "model.bin")
+    assert after.tokenizer is None
+    for name, half in halves.items():
+        np.testing.assert_array_equal(np.asarray(after.tensors[name]), half)
+        assert after.tensors[name].dtype == np.float16  # type: ignore[union-attr]
+
+
+def test_any_safetensors_tool_can_read_it(tmp_path: Path) -> None:
+    before = source(tmp_path, quantized=True)
+    native.write(tmp_path / "model.bin", before)
+    with safe_open(tmp_path / "model.bin", framework="np") as file:
+        assert json.loads(file.metadata()["config"])["dim"] == 16
+        tensor = before.tensors["layers.0.feed_forward.w2.weight"]
+        assert isinstance(tensor, Int8Matrix)
+        np.testing.assert_array_equal(file.get_tensor("layers.0.feed_forward.w2.weight.q"), tensor.q)
+
+
+def test_tensors_of_whole_lines_start_on_256_bytes(tmp_path: Path) -> None:
+    native.write(tmp_path / "model.bin", source(tmp_path, quantized=False))
+    raw = (tmp_path / "model.bin").read_bytes()
+    length = struct.unpack_from("<Q", raw)[0]
+    header = json.loads(raw[8 : 8 + length])
+    header.pop("__metadata__")
+    starts = [8 + length + entry["data_offsets"][0] for entry in header.values()
+              if (entry["data_offsets"][1] - entry["data_offsets"][0]) % 256 == 0]  # fmt: skip
+    assert len(starts) > 10
+    assert all(start % 256 == 0 for start in starts)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"old")
+
+    def fail_half_way() -> None:
+        with atomic_write(path) as file:
+            file.write(b"half of the new")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fail_half_way()
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.bin"]
+
+
+def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot write"), atomic_write(tmp_path / "missing" / "model.bin"):
+        pass
