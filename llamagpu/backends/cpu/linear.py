@@ -1,0 +1,34 @@
+"""Twins of kernels/linear_*.cu: matrix products with weights [out_features, in_features]."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamagpu.quantization import Int8Matrix
+
+# Rows of an 8-bit matrix are widened to float32 this many elements at a time, so that they stay in the L2 cache.
+BLOCK_ELEMENTS = 1 << 17
+
+
+def linear(x: NDArray[np.float32], w: NDArray[np.float32] | Int8Matrix) -> NDArray[np.float32]:
+    """x @ w.T. x: [n, in_features]; result: [n, out_features]."""
+    return linear_q8(x, w) if isinstance(w, Int8Matrix) else x @ w.T
+
+
+def linear_q8(x: NDArray[np.float32], w: Int8Matrix) -> NDArray[np.float32]:
+    """x @ w.T with 8-bit weights, which stay 8-bit in memory: only a block of rows at a time is float32."""
+    out_features, in_features = w.shape
+    y = np.empty((x.shape[0], out_features), np.float32)
+    rows = max(1, BLOCK_ELEMENTS // in_features)
+    for start in range(0, out_features, rows):
+        block = w.dequantize(start, min(start + rows, out_features))
+        np.matmul(x, block.T, out=y[:, start : start + len(block)])
+    return y
+
+
+def embedding(table: NDArray[np.float32] | Int8Matrix, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Rows ``tokens`` of ``table`` [vocab_size, dim], as float32 [n, dim]. Twin of kernels/embedding.cu."""
+    if isinstance(table, Int8Matrix):
+        return np.concatenate([table.dequantize(token, token + 1) for token in tokens.tolist()])
+    return table[tokens]

@@ -1,0 +1,79 @@
+"""The operations that a model is written in. A model file calls these and nothing else; a backend provides them.
+
+Arrays are the backend's own (NumPy on the CPU, device arrays on a GPU) and never leave it, but for logits. n is the
+number of tokens of one call: 1 while decoding, up to a chunk while reading a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamagpu.checkpoint import Tensor
+from llamagpu.config import ModelConfig
+from llamagpu.sampling import SamplingParams
+
+Array = Any  # of the backend
+Weight = Any  # a matrix or vector as the backend keeps it
+
+
+# Keys and values of the tokens so far, as the backend keeps them: ``length`` of ``capacity`` positions are filled.
+KVCache = Any
+
+
+class Sampler(Protocol):
+    """Chooses tokens; remembers the draws made and the tokens seen."""
+
+    def see(self, tokens: Sequence[int]) -> None:
+        """Count tokens of the prompt, for the repetition penalty."""
+
+    def sample(self, logits: NDArray[np.float32]) -> int:
+        """The next token, from logits [vocab_size]; it counts as seen."""
+        ...
+
+
+class Backend(Protocol):
+    """One device."""
+
+    name: str
+
+    def weight(self, tensor: Tensor) -> Weight:
+        """Make a stored tensor usable by the operations below."""
+
+    def kv_cache(self, config: ModelConfig, capacity: int) -> KVCache: ...
+
+    def sampler(self, params: SamplingParams, vocab_size: int) -> Sampler: ...
+
+    def embedding(self, table: Weight, tokens: Sequence[int]) -> Array:
+        """Rows ``tokens`` of the table: x [n, dim]."""
+
+    def rmsnorm_qkv_rope(
+        self,
+        x: Array,
+        norm: Weight,
+        wq: Weight,
+        wk: Weight,
+        wv: Weight,
+        cache: KVCache,
+        layer: int,
+        config: ModelConfig,
+    ) -> Array:
+        """h = rmsnorm(x) * norm; q, k turned by RoPE at positions cache.length ...; k, v stored in the cache.
+
+        Returns q [n, n_heads, head_dim]. Does not move ``cache.length``: all layers of a step share it.
+        """
+
+    def attention(self, q: Array, cache: KVCache, layer: int) -> Array:
+        """Causal attention of n queries at positions cache.length ... over the cache: [n, n_heads * head_dim]."""
+
+    def linear_add(self, residual: Array, x: Array, w: Weight) -> Array:
+        """residual + x @ w.T, [n, dim]; may reuse the memory of ``residual``."""
+
+    def rmsnorm_gate_up_swiglu(self, x: Array, norm: Weight, w_gate: Weight, w_up: Weight, eps: float) -> Array:
+        """silu(h @ w_gate.T) * (h @ w_up.T) with h = rmsnorm(x) * norm: [n, hidden_dim]."""
+
+    def rmsnorm_head(self, x: Array, norm: Weight, w: Weight, eps: float) -> NDArray[np.float32]:
+        """Logits, float32 on the host: (rmsnorm(x) * norm) @ w.T, [n, vocab_size]."""

@@ -1,0 +1,84 @@
+"""Which device runs the model, and why not the GPU. Looks for a driver before anything imports CuPy."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamagpu.backends.protocol import Backend
+from llamagpu.errors import DeviceError, UsageError, first_line
+from llamagpu.gpu_driver import count_gpus
+
+
+@dataclass(frozen=True)
+class Device:
+    """name: "cpu" or "cuda:N". description: for people. why_not_gpu: empty on a GPU."""
+
+    name: str
+    description: str
+    why_not_gpu: str
+
+    def backend(self) -> Backend:
+        from llamagpu.backends.cpu import CPUBackend
+
+        return CPUBackend()
+
+
+def choose_device(name: str = "auto") -> Device:
+    """Device for "auto", "cuda", "cuda:N" or "cpu". A GPU that was asked for but cannot be used raises DeviceError."""
+    if name == "cpu":
+        return Device("cpu", f"the CPU ({cpu_description()})", "asked for")
+    if name == "auto":
+        return Device("cpu", f"the CPU ({cpu_description()})", why_no_gpu(0))
+    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", name)
+    if not match:
+        raise UsageError(f"device must be auto, cuda, cuda:N or cpu, not {name!r}")
+    reason = why_no_gpu(int(match[1] or 0))
+    raise DeviceError(f"--device {name} cannot be used: {reason} (--device cpu runs on the CPU)")
+
+
+def why_no_gpu(index: int) -> str:
+    """Why GPU ``index`` cannot be used: the driver, the device, CuPy, or this version of llamagpu."""
+    count, reason = count_gpus()
+    if reason:
+        return reason
+    if index >= count:
+        return f"there is no GPU {index}: the driver shows {count}, numbered from 0"
+    try:
+        import cupy  # noqa: F401
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
+        fix = 'pip install "llamagpu[cuda12]" or "llamagpu[cuda13]"'
+        return f"CuPy is not installed: {fix}" if missing else f"CuPy does not import: {first_line(error)}"
+    except Exception as error:  # CuPy's own start-up can fail in many ways; each is a reason, none a crash
+        return f"CuPy does not import: {first_line(error)}"
+    return "a GPU and CuPy are here, but this version of llamagpu has no CUDA kernels yet"
+
+
+def cpu_description() -> str:
+    """Name of the processor and the number of cores that this process may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        name = found[1] if found else name
+    except OSError:
+        pass
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {n_cores} core{'s' if n_cores != 1 else ''}"
+
+
+def peak_memory_bytes() -> int | None:
+    """Largest resident size of this process so far, mapped weights included; None where the system does not tell."""
+    try:  # not getrusage: after an exec it still counts the process before
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 if found else None
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)

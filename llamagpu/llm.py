@@ -1,0 +1,135 @@
+"""LLM: a loaded model with its tokenizer, on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamagpu.checkpoint import Checkpoint, TokenizerSpec
+from llamagpu.config import ModelConfig
+from llamagpu.devices import choose_device
+from llamagpu.errors import ModelFormatError, UsageError
+from llamagpu.formats import open_checkpoint
+from llamagpu.generation import PROMPT_CHUNK, Generation
+from llamagpu.models.llama import Llama
+from llamagpu.sampling import SamplingParams, check_whole
+from llamagpu.tokenizers import Tokenizer, find_beside, names_beside, open_spec, read_spec
+
+DEMO = "demo"
+
+
+def model_path(model: str | Path) -> Path:
+    """Path of a model given by name. ``demo`` is the built-in one. Raises UsageError where there is nothing."""
+    if str(model) == DEMO:
+        return Path(__file__).parent / "demo.bin"
+    path = Path(model)
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):  # too long for a name, or holding a NUL: no file either
+        exists = False
+    if not exists:
+        raise UsageError(
+            f"no file or folder {str(model)[:200]!r}: MODEL comes first, then the prompt ({DEMO!r} is built in)"
+        )
+    return path
+
+
+def find_tokenizer(checkpoint: Checkpoint, path: str | Path | None) -> tuple[TokenizerSpec, Path]:
+    """A model's tokenizer and where it stands: ``path`` if given, else the one inside the file, else one beside it."""
+    if path is not None:
+        return read_spec(path), Path(path)
+    if checkpoint.tokenizer is not None:
+        return checkpoint.tokenizer, checkpoint.path
+    spec = find_beside(checkpoint.path, checkpoint.config.vocab_size)
+    if spec is None:
+        vocab_size = checkpoint.config.vocab_size
+        raise UsageError(
+            f"{checkpoint.path} holds no tokenizer, and none beside it has its {vocab_size} tokens"
+            f" ({', '.join(names_beside(vocab_size))}): give one with --tokenizer FILE"
+        )
+    return spec, checkpoint.path.parent
+
+
+def load(
+    model: str | Path, device: str = "auto", tokenizer: str | Path | None = None, context: int | None = None
+) -> LLM:
+    """Open a model and put it on a device.
+
+    model: a file of any supported format, or "demo". device: "auto", "cuda", "cuda:N" or "cpu". tokenizer: a tokenizer
+    file, where the model's own is not wanted or not found. context: positions to keep, at most and by default what the
+    model was trained for. Raises ModelFormatError, DeviceError or UsageError.
+    """
+    return LLM(open_checkpoint(model_path(model)), device, tokenizer, context)
+
+
+class LLM:
+    """A model ready to run. ``config`` is its shape, ``device`` what it runs on, ``context`` its positions."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str = "auto",
+        tokenizer: str | Path | None = None,
+        context: int | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.config: ModelConfig = checkpoint.config
+        self.context = self.config.max_seq_len if context is None else context
+        check_whole("context", self.context, 1, self.config.max_seq_len)
+        self._tokenizer_path = tokenizer
+        if tokenizer is not None:
+            _ = self.tokenizer  # a tokenizer that was asked for and does not fit is an error now, not at first use
+        self.device = choose_device(device)
+        self.backend = self.device.backend()
+        self.model = Llama(checkpoint, self.backend)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises UsageError where there is none: only text needs one."""
+        spec, path = find_tokenizer(self.checkpoint, self._tokenizer_path)
+        tokenizer = open_spec(spec, path)
+        if tokenizer.vocab_size > self.config.vocab_size:
+            problem = f"is {tokenizer.vocab_size}, but the model has {self.config.vocab_size} tokens"
+            raise ModelFormatError(path, "vocab_size", problem, "give the model's own with --tokenizer FILE")
+        return tokenizer
+
+    def generate(
+        self,
+        prompt: str,
+        max_tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        on_prompt_tokens: Callable[[int], None] = lambda n: None,
+    ) -> Generation:
+        """Continue ``prompt``: iterate over the result for text as it is made (see SamplingParams for the numbers).
+
+        stop: texts before which to end. on_prompt_tokens: called with the size of each chunk of the prompt once it is
+        read. The prompt must fit the context: it is never cut. Raises UsageError for values out of range.
+        """
+        params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        return Generation(self, prompt, max_tokens, params, stop, on_prompt_tokens)
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Raw logits after each token, from an empty state: float32 [len(ids), vocab_size]."""
+        ids = [int(token) for token in ids]
+        self.check_tokens(ids)
+        if not 1 <= len(ids) <= self.context:
+            raise UsageError(f"{len(ids)} tokens given: from 1 to {self.context} fit the context")
+        cache = self.backend.kv_cache(self.config, len(ids))
+        chunks = [ids[at : at + PROMPT_CHUNK] for at in range(0, len(ids), PROMPT_CHUNK)]
+        return np.concatenate([self.model.forward(chunk, cache, n_logits=len(chunk)) for chunk in chunks])
+
+    def check_tokens(self, ids: Sequence[int]) -> None:
+        """Raises UsageError for an id that the model does not have."""
+        for token in ids:
+            if not 0 <= token < self.config.vocab_size:
+                raise UsageError(f"token {token} is not of this model: its ids are 0 to {self.config.vocab_size - 1}")

@@ -1,0 +1,1 @@
+"""Architectures: one file each, written once over the operations of ``backends/protocol.py``."""

@@ -1,0 +1,68 @@
+"""How the next token is chosen: the parameters, and the random numbers behind them. Algorithm: docs/sampling.md."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass, replace
+
+from llamagpu.errors import UsageError
+
+MASK64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Order of work, as in llama.cpp: repetition penalty, top-k, top-p, min-p, temperature, draw.
+
+    temperature: 0 is greedy; the filters before it see the distribution at temperature 1.
+    top_k: keep the k most likely tokens; 0 keeps all. top_p: keep the fewest most likely tokens that together have
+    this probability; 1 keeps all. min_p: drop tokens below this fraction of the best one's probability; 0 keeps all.
+    repetition_penalty: logits of tokens already in the context are divided by it where positive and multiplied
+    where negative; 1 changes nothing, above 1 discourages.
+    seed: same seed and logits, same tokens, on every machine; None draws a fresh one.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_number("temperature", self.temperature, 0, 1e6)
+        check_whole("top_k", self.top_k, 0, 1 << 31)
+        check_number("top_p", self.top_p, 0, 1)
+        check_number("min_p", self.min_p, 0, 1)
+        check_number("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
+        if self.seed is not None:
+            check_whole("seed", self.seed, 0, MASK64)
+
+    def with_seed(self) -> SamplingParams:
+        """The same with a fresh 32-bit seed where there was none, so that it can be told to the user."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbits(32))
+
+
+def check_number(name: str, value: object, smallest: float, largest: float) -> None:
+    """Raises UsageError unless ``value`` is a finite number in [smallest, largest]."""
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not ok or not smallest <= value <= largest:  # type: ignore[operator]
+        raise UsageError(f"{name} must be a number from {smallest:g} to {largest:g}, not {value}")
+
+
+def check_whole(name: str, value: object, smallest: int, largest: int) -> None:
+    """Raises UsageError unless ``value`` is a whole number in [smallest, largest]."""
+    if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= largest:
+        raise UsageError(f"{name} must be a whole number from {smallest} to {largest}, not {value}")
+
+
+def random_u64(seed: int, step: int) -> int:
+    """Uniform 64-bit number of draw ``step`` (from 0): SplitMix64 (Steele, Lea, Flood 2014), entered at any step.
+
+    A counter instead of a hidden state, so that a draw can be repeated, resumed, or made by any thread of a GPU.
+    """
+    z = (seed + (step + 1) * 0x9E3779B97F4A7C15) & MASK64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK64
+    return z ^ (z >> 31)
