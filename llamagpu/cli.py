@@ -1,0 +1,63 @@
+"""The ``llamagpu`` command: its table of commands, and how a command is found, run and answered for."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import fire
+
+from llamagpu.cli_arguments import Command, help_text, normalize, with_converters
+from llamagpu.commands import convert, doctor, info, run, tokenize
+from llamagpu.errors import LlamaGPUError, UsageError
+
+COMMANDS: dict[str, Command] = {
+    command.__name__: with_converters(command) for command in (run, info, convert, tokenize, doctor)
+}
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command line; its exit status. Errors are one line on stderr."""
+    try:
+        if not arguments or arguments[0] in ("--help", "-h", "help"):
+            print(overview())
+            return 0
+        name, *rest = arguments
+        if name == "--version":
+            from llamagpu import __version__
+
+            print(f"llamagpu {__version__}")
+            return 0
+        if name not in COMMANDS:
+            raise UsageError(f"there is no command {name!r}: {', '.join(COMMANDS)}, or --help")
+        before_texts = rest[: rest.index("--")] if "--" in rest else rest
+        if "--help" in before_texts or "-h" in before_texts:
+            print(help_text(name, COMMANDS[name]))
+            return 0
+        fire.Fire(COMMANDS, command=[name, *normalize(COMMANDS[name], rest)], name="llamagpu")
+        return 0
+    except LlamaGPUError as error:
+        return fail(str(error), status=2 if isinstance(error, UsageError) else 1)
+    except MemoryError:
+        return fail("not enough memory: a smaller --context or a smaller model needs less")
+    except (KeyboardInterrupt, BrokenPipeError):
+        raise
+    except Exception as error:  # a bug in llamagpu: one line all the same, and how to see the rest
+        if os.environ.get("LLAMAGPU_DEBUG"):
+            traceback.print_exc()
+        return fail(f"internal error, please report it: {type(error).__name__}: {error} (LLAMAGPU_DEBUG=1 shows where)")
+
+
+def fail(message: str, status: int = 1) -> int:
+    print(f"llamagpu: error: {message}", file=sys.stderr)
+    return status
+
+
+def overview() -> str:
+    lines = ["llamagpu: run open language models on your own GPU or CPU", "", "Commands:"]
+    for name, command in COMMANDS.items():
+        summary = (command.__doc__ or "").strip().splitlines()[0]
+        lines.append(f"  llamagpu {name:<10}{summary}")
+    return "\n".join([*lines, "", "llamagpu COMMAND --help shows a command's arguments."])

@@ -1,0 +1,330 @@
+"""What each command does. Results go to stdout; everything about them goes to stderr."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llamagpu.checkpoint import Checkpoint
+from llamagpu.devices import choose_device, cpu_description, peak_memory_bytes, why_no_gpu
+from llamagpu.errors import DeviceError, LlamaGPUError, UsageError
+from llamagpu.formats import is_model, native, open_checkpoint
+from llamagpu.generation import MAX_TOKENS, Generation
+from llamagpu.gpu_driver import count_gpus
+from llamagpu.llm import DEMO, find_tokenizer, load, model_path
+from llamagpu.quantization import Int8Matrix
+from llamagpu.sampling import SamplingParams, check_whole
+from llamagpu.tokenizers import open_spec, read_spec
+
+DEMO_PROMPT = "Once upon a time"
+
+
+def run(
+    model: str = DEMO,
+    prompt: str | None = None,
+    *,
+    device: str = "auto",
+    max_tokens: int = 256,
+    temperature: float = 0.8,
+    top_k: int = 40,
+    top_p: float = 0.95,
+    min_p: float = 0.05,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    stop: list[str] | None = None,
+    prompt_file: str | None = None,
+    tokenizer: str | None = None,
+    context: int | None = None,
+    echo: bool = False,
+) -> None:
+    """Continue a text. stdout is the generated text and nothing else.
+
+    Args:
+        model: A model file, or demo, the built-in model.
+        prompt: The text to continue. Empty: the model begins by itself.
+        device: auto, cuda, cuda:N or cpu. auto says which it takes, and why.
+        max_tokens: Stop after this many new tokens.
+        temperature: 0 always takes the most likely token; higher is more varied.
+        top_k: Choose among the k most likely tokens. 0: among all.
+        top_p: Choose among the most likely tokens that together have this probability. 1: among all.
+        min_p: Leave out tokens less likely than this fraction of the most likely one.
+        repetition_penalty: Above 1 discourages tokens that are in the context already.
+        seed: The same seed gives the same text. By default a new one is drawn, and shown.
+        stop: Stop before this text. May be given several times.
+        prompt_file: Read the prompt from this file; - is standard input.
+        tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
+        context: Number of positions to keep. By default what the model was trained for.
+        echo: Print the prompt on stdout too. (A terminal shows it in any case.)
+    """
+    sampling = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
+    check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
+    text = read_prompt(model, prompt, prompt_file)
+    llm = load(model, device, tokenizer, context)
+    progress = ProgressBar("reading the prompt", "tok")
+    generation = llm.generate(text, max_tokens, stop=stop or [], on_prompt_tokens=progress.advance, **asdict(sampling))
+    progress.total = len(generation.prompt_tokens)
+    say(": ".join(filter(None, (f"running on {llm.device.description}", llm.device.why_not_gpu))))
+    if temperature > 0:
+        say(f"seed {generation.params.seed}")
+    if echo:
+        write_text(text)
+    elif sys.stdout.isatty() and sys.stderr.isatty():
+        print(dim(text), end="", file=sys.stderr, flush=True)
+    try:
+        for piece in generation:
+            progress.close()
+            write_text(piece)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C must not cut the last lines off
+        progress.close()
+        write_text(generation.held_text())
+        say_end(generation, "interrupted")
+        raise
+    say_end(generation, {"context": f"the context of {llm.context} tokens is full"}.get(generation.stop_reason, ""))
+
+
+def read_prompt(model: str, prompt: str | None, prompt_file: str | None) -> str:
+    """The prompt from wherever it was given. Raises UsageError."""
+    if prompt is not None and prompt_file is not None:
+        raise UsageError("give a prompt or --prompt_file, not both")
+    if prompt_file is None:
+        return prompt if prompt is not None else DEMO_PROMPT if model == DEMO else ""
+    try:
+        data = sys.stdin.buffer.read() if prompt_file == "-" else Path(prompt_file).read_bytes()
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--prompt_file {prompt_file}: is no UTF-8 text (byte {error.start})") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--prompt_file {prompt_file}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def say_end(generation: Generation, notice: str) -> None:
+    """After the text: why it ended, if that is worth a word, and the speeds."""
+    if sys.stdout.isatty():
+        write_text("\n")
+    if notice:
+        say(notice)
+    n_prompt, n_new = len(generation.prompt_tokens), len(generation.tokens)
+    parts = []
+    if generation.prompt_seconds:
+        parts.append(f"prompt {count_tokens(n_prompt)}, {n_prompt / generation.prompt_seconds:.0f} tok/s")
+    if generation.first_token_seconds:
+        parts.append(f"first token after {1000 * generation.first_token_seconds:.0f} ms")
+    if n_new:
+        speed = f", {(n_new - 1) / generation.decode_seconds:.1f} tok/s" if n_new > 1 else ""
+        parts.append(f"generated {count_tokens(n_new)}{speed}")
+    peak = peak_memory_bytes()
+    if peak:
+        parts.append(f"peak memory {human_bytes(peak)}")
+    say("; ".join(parts))
+
+
+def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None = None) -> None:
+    """Show what a model file is: shape, weights, tokenizer, memory.
+
+    Args:
+        model: A model file, or demo.
+        tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
+        context: Number of positions to state the memory for. By default what the model was trained for.
+    """
+    checkpoint = open_checkpoint(model_path(model))
+    config = checkpoint.config
+    positions = config.max_seq_len if context is None else context
+    if not 1 <= positions <= config.max_seq_len:
+        raise UsageError(f"context must be from 1 to {config.max_seq_len}, not {positions}")
+    try:
+        spec, path = find_tokenizer(checkpoint, tokenizer)
+        place = "inside the file" if path == checkpoint.path else f"from {path}"
+        about_tokenizer = f"{spec.kind}, {open_spec(spec, path).vocab_size} tokens, {place}"
+    except UsageError:
+        about_tokenizer = "none found: give one with --tokenizer"
+    file_bytes = checkpoint.path.stat().st_size
+    kv_bytes = positions * config.kv_bytes_per_token()
+    rows = [
+        ("file", f"{checkpoint.path} ({human_bytes(file_bytes)})"),
+        ("format", checkpoint.format),
+        ("architecture", config.architecture),
+        ("parameters", f"{checkpoint.n_parameters:,} in {len(checkpoint.tensors)} tensors"),
+        ("weights", f"{weight_types(checkpoint)}; {human_bytes(checkpoint.nbytes)}"),
+        ("layers", str(config.n_layers)),
+        ("dim", f"{config.dim} (feed-forward {config.hidden_dim})"),
+        ("heads", f"{config.n_heads} of {config.head_dim}, {config.n_kv_heads} for keys and values"),
+        ("vocabulary", f"{config.vocab_size} ({'tied head' if config.tied_head else 'separate head'})"),
+        ("positions", str(config.max_seq_len)),
+        ("RoPE", f"theta {config.rope_theta:g}, {config.rope_layout}"),
+        ("norm eps", f"{config.norm_eps:g}"),
+        ("tokenizer", about_tokenizer),
+        ("KV cache", f"{human_bytes(kv_bytes)} at {positions} positions (float32)"),
+        ("memory", f"about {human_bytes(kv_bytes + cpu_weight_bytes(checkpoint))} on the CPU at {positions} positions"),
+    ]
+    for name, value in rows:
+        print(f"{name:<13} {value}")
+
+
+def weight_types(checkpoint: Checkpoint) -> str:
+    """Such as "int8 x 36 tensors, float32 x 11"."""
+    counts: dict[str, int] = {}
+    for tensor in checkpoint.tensors.values():
+        kind = "int8" if isinstance(tensor, Int8Matrix) else str(tensor.dtype)
+        counts[kind] = counts.get(kind, 0) + 1
+    return ", ".join(f"{kind} x {n}" for kind, n in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def cpu_weight_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of the weights on the CPU backend, which widens float16."""
+    return sum(
+        tensor.nbytes * (2 if not isinstance(tensor, Int8Matrix) and tensor.dtype == np.float16 else 1)
+        for tensor in checkpoint.tensors.values()
+    )
+
+
+def convert(src: str, out: str, *, tokenizer: str | None = None, force: bool = False) -> None:
+    """Write any model that opens as one native model.bin, tokenizer inside. Weights keep their type.
+
+    Args:
+        src: The model to read.
+        out: The file to write. It bears this name only once it is whole.
+        tokenizer: The tokenizer file, where the model does not hold it and it is not beside it; none leaves it out.
+        force: Replace OUT where it exists.
+    """
+    checkpoint = open_checkpoint(model_path(src))
+    path = Path(out)
+    if path.is_dir():
+        raise UsageError(f"{out} is a folder: name the file to write")
+    if path.exists() and not force:
+        raise UsageError(f"{out} exists: --force replaces it")
+    spec = None
+    if tokenizer != "none":
+        try:
+            spec, where = find_tokenizer(checkpoint, tokenizer)
+        except UsageError as error:
+            raise UsageError(f"{error} (or leave it out with --tokenizer none)") from None
+        open_spec(spec, where)
+    whole = Checkpoint(checkpoint.path, checkpoint.format, checkpoint.config, checkpoint.tensors, spec)
+    progress = ProgressBar("writing", "B", total=checkpoint.nbytes)
+    native.write(path, whole, progress.advance)
+    progress.close()
+    say(f"wrote {out}: {human_bytes(path.stat().st_size)}, {'tokenizer inside' if spec else 'no tokenizer'}")
+
+
+def tokenize(model: str, text: str, *, tokenizer: str | None = None, bos: bool = True, pieces: bool = False) -> None:
+    """Show the token ids of a text, on one line.
+
+    Args:
+        model: A model file, demo, or a tokenizer file.
+        text: The text.
+        tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
+        bos: Begin with the model's start token, as run does.
+        pieces: One token a line: its id and its bytes.
+    """
+    path = model_path(model)
+    if tokenizer is None and path.is_file() and not is_model(path):
+        spec, where = read_spec(path), path
+    else:
+        spec, where = find_tokenizer(open_checkpoint(path), tokenizer)
+    opened = open_spec(spec, where)
+    ids = opened.encode(text, add_bos=bos)
+    if pieces:
+        for token in ids:
+            print(f"{token}\t{opened.token_bytes(token).decode('utf-8', 'backslashreplace')!r}")
+    else:
+        print(*ids)
+
+
+def doctor() -> None:
+    """Show what device would be used, and why not the GPU."""
+    n_gpus, _ = count_gpus()
+    kernels = kernel_folder()
+    rows = [
+        ("llamagpu", importlib.metadata.version("llamagpu")),
+        ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("NumPy", np.__version__),
+        ("processor", cpu_description()),
+        ("GPUs", str(n_gpus)),
+        ("CuPy", installed("cupy-cuda12x", "cupy-cuda13x", "cupy")),
+        ("kernels", str(kernels) if kernels else "missing: reinstall llamagpu"),
+        ("GPU", why_no_gpu(0)),
+    ]
+    try:
+        rows.append(("will run on", choose_device("auto").description))
+    except DeviceError as error:
+        rows.append(("will run on", str(error)))
+    try:
+        text = "".join(load(DEMO).generate(DEMO_PROMPT, max_tokens=8, temperature=0))
+        rows.append(("self-test", f"passed: {DEMO_PROMPT}{text}"))
+    except LlamaGPUError as error:
+        rows.append(("self-test", f"failed: {error}"))
+    for name, value in rows:
+        print(f"{name:<13} {value}")
+
+
+def kernel_folder() -> Path | None:
+    """The CUDA sources: inside an installed package, or at the top of a checkout."""
+    package = Path(__file__).parent
+    return next((folder for folder in (package / "kernels", package.parent / "kernels") if folder.is_dir()), None)
+
+
+def installed(*names: str) -> str:
+    """Name and version of the first of these packages that is installed."""
+    for name in names:
+        try:
+            return f"{name} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "not installed"
+
+
+class ProgressBar:
+    """A tqdm bar on stderr, shown on a terminal only, and only for work that takes a while."""
+
+    def __init__(self, title: str, unit: str, total: int = 0) -> None:
+        self.title, self.unit, self.total = title, unit, total
+        self._bar: Any = None  # a tqdm, once there is something to show
+
+    def advance(self, n: int) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=self.total, desc=self.title, unit=self.unit, unit_scale=True, leave=False, delay=0.5,
+                disable=not sys.stderr.isatty(), file=sys.stderr,
+            )  # fmt: skip
+        self._bar.update(n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def write_text(text: str) -> None:
+    """Write text to stdout now, always as UTF-8, whatever the locale."""
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()
+
+
+def say(message: str) -> None:
+    print(f"llamagpu: {message}", file=sys.stderr, flush=True)
+
+
+def count_tokens(n: int) -> str:
+    return f"{n} token{'' if n == 1 else 's'}"
+
+
+def dim(text: str) -> str:
+    return text if "NO_COLOR" in os.environ else f"\033[2m{text}\033[0m"
+
+
+def human_bytes(n: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if n < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.2f} GiB"
