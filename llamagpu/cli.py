@@ -11,7 +11,7 @@ import fire
 
 from llamagpu.cli_arguments import Command, help_text, normalize, with_converters
 from llamagpu.commands import convert, doctor, info, run, tokenize
-from llamagpu.errors import LlamaGPUError, UsageError
+from llamagpu.errors import LlamaGPUError, UsageError, first_line
 
 COMMANDS: dict[str, Command] = {
     command.__name__: with_converters(command) for command in (run, info, convert, tokenize, doctor)
@@ -42,12 +42,15 @@ def run_command(arguments: Sequence[str]) -> int:
         return fail(str(error), status=2 if isinstance(error, UsageError) else 1)
     except MemoryError:
         return fail("not enough memory: a smaller --context or a smaller model needs less")
-    except (KeyboardInterrupt, BrokenPipeError):
+    except BrokenPipeError:
         raise
+    except OSError as error:  # a full disk behind stdout, a name too long: the system's own words say it best
+        return fail(": ".join(str(part) for part in (error.strerror or error, error.filename) if part))
     except Exception as error:  # a bug in llamagpu: one line all the same, and how to see the rest
         if os.environ.get("LLAMAGPU_DEBUG"):
             traceback.print_exc()
-        return fail(f"internal error, please report it: {type(error).__name__}: {error} (LLAMAGPU_DEBUG=1 shows where)")
+        what = f"{type(error).__name__}: {first_line(error)}"
+        return fail(f"internal error, please report it: {what} (LLAMAGPU_DEBUG=1 shows where)")
 
 
 def fail(message: str, status: int = 1) -> int:

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from llamagpu import __version__
 from llamagpu.checkpoint import Checkpoint
 from llamagpu.devices import choose_device, cpu_description, peak_memory_bytes, why_no_gpu
-from llamagpu.errors import DeviceError, LlamaGPUError, UsageError
+from llamagpu.errors import LlamaGPUError, UsageError
 from llamagpu.formats import is_model, native, open_checkpoint
 from llamagpu.generation import MAX_TOKENS, Generation
 from llamagpu.gpu_driver import count_gpus
@@ -141,11 +142,13 @@ def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None
     if not 1 <= positions <= config.max_seq_len:
         raise UsageError(f"context must be from 1 to {config.max_seq_len}, not {positions}")
     try:
-        spec, path = find_tokenizer(checkpoint, tokenizer)
+        spec, opened, path = find_tokenizer(checkpoint, tokenizer)
         place = "inside the file" if path == checkpoint.path else f"from {path}"
-        about_tokenizer = f"{spec.kind}, {open_spec(spec, path).vocab_size} tokens, {place}"
-    except UsageError:
-        about_tokenizer = "none found: give one with --tokenizer"
+        about_tokenizer = f"{spec.kind}, {opened.vocab_size} tokens, {place}"
+    except LlamaGPUError as error:
+        if tokenizer is not None:
+            raise
+        about_tokenizer = f"none: {error}"
     file_bytes = checkpoint.path.stat().st_size
     kv_bytes = positions * config.kv_bytes_per_token()
     rows = [
@@ -199,18 +202,19 @@ def convert(src: str, out: str, *, tokenizer: str | None = None, force: bool = F
     path = Path(out)
     if path.is_dir():
         raise UsageError(f"{out} is a folder: name the file to write")
+    if os.path.lexists(path) and not path.is_file():
+        raise UsageError(f"{out} is there and is no regular file: name another")
     if path.exists() and not force:
         raise UsageError(f"{out} exists: --force replaces it")
     spec = None
     if tokenizer != "none":
         try:
-            spec, where = find_tokenizer(checkpoint, tokenizer)
+            spec = find_tokenizer(checkpoint, tokenizer)[0]
         except UsageError as error:
             raise UsageError(f"{error} (or leave it out with --tokenizer none)") from None
-        open_spec(spec, where)
     whole = Checkpoint(checkpoint.path, checkpoint.format, checkpoint.config, checkpoint.tensors, spec)
     progress = ProgressBar("writing", "B", total=checkpoint.nbytes)
-    native.write(path, whole, progress.advance)
+    native.write(path.resolve(), whole, progress.advance)  # behind a link, the file that it names
     progress.close()
     say(f"wrote {out}: {human_bytes(path.stat().st_size)}, {'tokenizer inside' if spec else 'no tokenizer'}")
 
@@ -227,10 +231,9 @@ def tokenize(model: str, text: str, *, tokenizer: str | None = None, bos: bool =
     """
     path = model_path(model)
     if tokenizer is None and path.is_file() and not is_model(path):
-        spec, where = read_spec(path), path
+        opened = open_spec(read_spec(path), path)
     else:
-        spec, where = find_tokenizer(open_checkpoint(path), tokenizer)
-    opened = open_spec(spec, where)
+        opened = find_tokenizer(open_checkpoint(path), tokenizer)[1]
     ids = opened.encode(text, add_bos=bos)
     if pieces:
         for token in ids:
@@ -244,7 +247,7 @@ def doctor() -> None:
     n_gpus, _ = count_gpus()
     kernels = kernel_folder()
     rows = [
-        ("llamagpu", importlib.metadata.version("llamagpu")),
+        ("llamagpu", __version__),
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("NumPy", np.__version__),
         ("processor", cpu_description()),
@@ -253,17 +256,17 @@ def doctor() -> None:
         ("kernels", str(kernels) if kernels else "missing: reinstall llamagpu"),
         ("GPU", why_no_gpu(0)),
     ]
-    try:
-        rows.append(("will run on", choose_device("auto").description))
-    except DeviceError as error:
-        rows.append(("will run on", str(error)))
+    rows.append(("will run on", choose_device("auto").description))
     try:
         text = "".join(load(DEMO).generate(DEMO_PROMPT, max_tokens=8, temperature=0))
         rows.append(("self-test", f"passed: {DEMO_PROMPT}{text}"))
+        failed = None
     except LlamaGPUError as error:
-        rows.append(("self-test", f"failed: {error}"))
+        failed = error
     for name, value in rows:
         print(f"{name:<13} {value}")
+    if failed:
+        raise failed
 
 
 def kernel_folder() -> Path | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +59,9 @@ class ModelConfig:
         for name in values:
             if name not in known:
                 raise refuse("config", f"holds {str(name)[:40]!r}, which this version does not know")
+        for name, field in known.items():
+            if name not in values and field.default is MISSING:
+                raise refuse(name, "is missing")
         values = {name: values.get(name, field.default) for name, field in known.items()}
         for name, largest in LARGEST.items():
             value = values[name]
@@ -67,7 +69,7 @@ class ModelConfig:
                 raise refuse(name, f"is {str(value)[:40]}, must be a whole number from 1 to {largest}")
         for name in ("norm_eps", "rope_theta"):
             value = values[name]
-            if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
+            if type(value) not in (int, float) or not 0 < value < 1e30:  # also false for NaN
                 raise refuse(name, f"is {str(value)[:40]}, must be a number above 0")
             values[name] = float(value)
         if values["architecture"] != "llama":

@@ -42,6 +42,7 @@ class Generation:
         self.llm, self.max_tokens, self.stop = llm, max_tokens, tuple(stop)
         self.params = params.with_seed()
         self.on_prompt_tokens = on_prompt_tokens
+        self.prompt = prompt
         self.prompt_tokens = llm.tokenizer.encode(prompt)
         if not self.prompt_tokens:
             raise UsageError("the prompt is empty and this model has no start token: give a prompt")
@@ -59,7 +60,7 @@ class Generation:
         return self._pieces
 
     def _run(self) -> Iterator[str]:
-        decoder = StreamDecoder(self.llm.tokenizer, at_start=len(self.prompt_tokens) == 1)
+        decoder = StreamDecoder(self.llm.tokenizer, at_start=not self.prompt)
         stops = self._stops
         for token in self._tokens():
             piece = stops.feed(decoder.feed(token))

@@ -29,6 +29,8 @@ def model_path(model: str | Path) -> Path:
     path = Path(model)
     try:
         exists = path.exists()
+    except PermissionError:
+        exists = True  # the reader will say that it may not be read
     except (OSError, ValueError):  # too long for a name, or holding a NUL: no file either
         exists = False
     if not exists:
@@ -38,20 +40,29 @@ def model_path(model: str | Path) -> Path:
     return path
 
 
-def find_tokenizer(checkpoint: Checkpoint, path: str | Path | None) -> tuple[TokenizerSpec, Path]:
-    """A model's tokenizer and where it stands: ``path`` if given, else the one inside the file, else one beside it."""
+def find_tokenizer(checkpoint: Checkpoint, path: str | Path | None) -> tuple[TokenizerSpec, Tokenizer, Path]:
+    """A model's tokenizer, as stored and opened, and the file that holds it.
+
+    It is ``path`` if given, else the one inside the model, else one beside it. Raises UsageError where there is none,
+    ModelFormatError where it is damaged or has more tokens than the model.
+    """
+    vocab_size = checkpoint.config.vocab_size
     if path is not None:
-        return read_spec(path), Path(path)
-    if checkpoint.tokenizer is not None:
-        return checkpoint.tokenizer, checkpoint.path
-    spec = find_beside(checkpoint.path, checkpoint.config.vocab_size)
-    if spec is None:
-        vocab_size = checkpoint.config.vocab_size
+        spec, place = read_spec(path), Path(path)
+    elif checkpoint.tokenizer is not None:
+        spec, place = checkpoint.tokenizer, checkpoint.path
+    elif found := find_beside(checkpoint.path, vocab_size):
+        spec, place = found
+    else:
         raise UsageError(
             f"{checkpoint.path} holds no tokenizer, and none beside it has its {vocab_size} tokens"
             f" ({', '.join(names_beside(vocab_size))}): give one with --tokenizer FILE"
         )
-    return spec, checkpoint.path.parent
+    tokenizer = open_spec(spec, place)
+    if tokenizer.vocab_size > vocab_size:
+        problem = f"is {tokenizer.vocab_size}, but the model has {vocab_size} tokens"
+        raise ModelFormatError(place, "vocab_size", problem, "give the model's own with --tokenizer FILE")
+    return spec, tokenizer, place
 
 
 def load(
@@ -90,12 +101,7 @@ class LLM:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises UsageError where there is none: only text needs one."""
-        spec, path = find_tokenizer(self.checkpoint, self._tokenizer_path)
-        tokenizer = open_spec(spec, path)
-        if tokenizer.vocab_size > self.config.vocab_size:
-            problem = f"is {tokenizer.vocab_size}, but the model has {self.config.vocab_size} tokens"
-            raise ModelFormatError(path, "vocab_size", problem, "give the model's own with --tokenizer FILE")
-        return tokenizer
+        return find_tokenizer(self.checkpoint, self._tokenizer_path)[1]
 
     def generate(
         self,

@@ -47,7 +47,7 @@ def seed_files() -> dict[str, list[bytes]]:
     weights, untied_weights = random_weights(shape), random_weights(untied)
     quantized = v2_bytes(Shape(hidden_dim=20), random_weights(Shape(hidden_dim=20)), 8)
     demo = Path(__file__).parent.parent / "llamagpu" / "demo.bin"
-    native_files = [demo_head(demo)] if demo.exists() else []
+    native_files = [demo.read_bytes()] if demo.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder, "source.bin"), Path(folder, "out.bin")
         for data in (v0_bytes(shape, weights), quantized):
@@ -64,11 +64,6 @@ def seed_files() -> dict[str, list[bytes]]:
         "tokenizer_bin": [tokenizer_bin(), tokenizer_bin(raw_byte_dialect=True)],
         "tokenizer_model": [open_checkpoint(demo).tokenizer.data] if demo.exists() else [],  # type: ignore[union-attr]
     }
-
-
-def demo_head(path: Path) -> bytes:
-    """The built-in model, whole: a real native file, with a SentencePiece tokenizer inside."""
-    return path.read_bytes()
 
 
 def damage(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:

@@ -1,7 +1,7 @@
 # Sourced by scripts/run and scripts/test: makes .venv with what this machine needs, once, and again when
 # pyproject.toml or the GPU changes. Needs nothing but Python 3.11 or later. Usage: setup_venv [EXTRA...]
 
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+root="$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
 python="$venv/bin/python"
 
@@ -19,16 +19,16 @@ find_python() {
 
 setup_venv() {
     local base extras stamp wanted
-    # No process is started on the way to a venv that is up to date: the second run should be quick.
+    # The way to a venv that is up to date starts no Python: the second run should be quick.
     extras="$*"
-    wanted="$extras $({ cat "$root/pyproject.toml" /proc/driver/nvidia/version 2>/dev/null || true; } | cksum)"
+    wanted="$root $extras $({ cat "$root/pyproject.toml" /proc/driver/nvidia/version 2>/dev/null || true; } | cksum)"
     stamp="$venv/.llamagpu-setup${extras:+-${extras// /-}}"
     if [ -x "$python" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
         return
     fi
     base="$(find_python)" || return 1
     echo "Setting up $venv (once) ..." >&2
-    if [ ! -x "$python" ] && ! "$base" -m venv "$venv" >&2; then
+    if ! "$python" -m pip --version >/dev/null 2>&1 && ! "$base" -m venv --clear "$venv" >&2; then
         rm -rf "$venv"
         echo "Python's venv module does not work here (on Debian and Ubuntu: apt install python3-venv)" >&2
         return 1

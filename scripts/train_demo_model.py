@@ -39,7 +39,7 @@ NORM_EPS, ROPE_THETA = 1e-5, 10000.0
 BOS, EOS = 1, 2
 N_TOKENIZER_STORIES = 20_000
 TOKENS_PER_STEP = 4104
-HELD_OUT_SEED = 2_000_000_000  # training draws from seed 0, 1, 2, ...; far from here
+HELD_OUT_SEED = 2_000_000_000  # training and tokenizer use one generator each, of small seeds
 
 
 def train_tokenizer(path: Path) -> None:

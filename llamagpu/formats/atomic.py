@@ -16,7 +16,7 @@ from llamagpu.errors import UsageError
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path``; on success sync it and rename it, on any failure remove it."""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".llamagpu-", suffix=".part")
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
     try:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from llamagpu.checkpoint import Checkpoint, Tensor
-from llamagpu.config import REMEDY, ModelConfig
+from llamagpu.checkpoint import Checkpoint, Tensor, llama_shapes
+from llamagpu.config import LARGEST, REMEDY, ModelConfig
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.mapped_file import CUT_SHORT, MappedFile
 from llamagpu.quantization import Int8Matrix
@@ -39,11 +39,16 @@ def sniff(head: bytes) -> bool:
     if struct.unpack_from("<I", head)[0] == MAGIC:
         return True
     dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, max_seq_len = struct.unpack_from("<7i", head)
-    return (
-        all(0 < n < 1 << 24 for n in (dim, hidden_dim, n_layers, n_heads, n_kv_heads, abs(vocab_size), max_seq_len))
-        and n_layers <= 1024
-        and n_kv_heads <= n_heads <= dim
-    )
+    plausible = [
+        0 < dim <= LARGEST["dim"],
+        0 < hidden_dim <= LARGEST["hidden_dim"],
+        0 < n_layers <= LARGEST["n_layers"],
+        0 < n_heads <= LARGEST["n_heads"],
+        0 < n_kv_heads <= LARGEST["n_kv_heads"],
+        0 < abs(vocab_size) <= LARGEST["vocab_size"],
+        0 < max_seq_len <= LARGEST["max_seq_len"],
+    ]
+    return sum(plausible) >= 6  # one damaged field of seven is a damaged model, and is named; more is something else
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -78,30 +83,13 @@ def open_v0(file: MappedFile, head: bytes) -> Checkpoint:
 def read_config(path: Path, header: tuple[int, ...], tied_head: bool) -> ModelConfig:
     values = dict(zip(HEADER_FIELDS, header, strict=True))
     dim, n_heads = values["dim"], values["n_heads"]
-    if n_heads < 1 or dim < 1 or dim % n_heads:
-        raise ModelFormatError(path, "n_heads", f"is {n_heads}, must divide dim = {dim}", REMEDY)
-    return ModelConfig.checked(
-        path,
-        {"architecture": "llama", **values, "head_dim": dim // n_heads, "norm_eps": NORM_EPS, "tied_head": tied_head},
+    head_dim = max(1, dim // n_heads) if n_heads > 0 else 1  # checked() refuses what made this up
+    config = ModelConfig.checked(
+        path, {"architecture": "llama", **values, "head_dim": head_dim, "norm_eps": NORM_EPS, "tied_head": tied_head}
     )
-
-
-def shape_of(name: str, config: ModelConfig) -> tuple[int, ...]:
-    dim, hidden_dim, kv_dim = config.dim, config.hidden_dim, config.kv_dim
-    return {
-        "tok_embeddings": (config.vocab_size, dim),
-        "output": (config.vocab_size, dim),
-        "attention_norm": (dim,),
-        "ffn_norm": (dim,),
-        "norm": (dim,),
-        "attention.wq": (dim, dim),
-        "attention.wk": (kv_dim, dim),
-        "attention.wv": (kv_dim, dim),
-        "attention.wo": (dim, dim),
-        "feed_forward.w1": (hidden_dim, dim),
-        "feed_forward.w2": (dim, hidden_dim),
-        "feed_forward.w3": (hidden_dim, dim),
-    }[name]
+    if dim % n_heads:
+        raise ModelFormatError(path, "n_heads", f"is {n_heads}, must divide dim = {dim}", REMEDY)
+    return config
 
 
 def tensor_names(name: str, config: ModelConfig) -> list[str]:
@@ -128,13 +116,13 @@ def read_float32(
     file: MappedFile, config: ModelConfig, order: tuple[str | None, ...], start: int, version: str
 ) -> Checkpoint:
     places: list[tuple[str, int, tuple[int, ...]]] = []
-    offset = start
+    offset, shapes = start, llama_shapes(config)
     for name in order:
         if name is None:
             offset += 4 * config.max_seq_len * config.head_dim  # cos and sin, [max_seq_len, head_dim / 2] each
         elif name != "output" or not config.tied_head:
-            shape = shape_of(name, config)
             for full_name in tensor_names(name, config):
+                shape = shapes[full_name]
                 places.append((full_name, offset, shape))
                 offset += 4 * count(shape)
     check_length(file, offset, version)
@@ -146,12 +134,12 @@ def open_v2(file: MappedFile, config: ModelConfig, group_size: int) -> Checkpoin
     version = f"llama2.c version 2 (Q8_0, group {group_size})"
     if not 1 <= group_size <= 1 << 20:
         raise ModelFormatError(file.path, "group_size", f"is {group_size}, must be 1 to {1 << 20}", REMEDY)
-    offset = V1_HEADER_BYTES
+    offset, shapes = V1_HEADER_BYTES, llama_shapes(config)
     places: list[tuple[str, int, tuple[int, ...]]] = []
     for name in V1_ORDER:
         if name == "output" and config.tied_head:
             continue
-        shape = shape_of(name, config)
+        shape = shapes[tensor_names(name, config)[0]]
         quantized = len(shape) == 2
         if quantized and count(shape) % group_size:
             problem = f"is {group_size}, does not divide the {count(shape)} elements of {name}"

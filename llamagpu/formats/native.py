@@ -26,6 +26,7 @@ from llamagpu.quantization import Int8Matrix
 FORMAT_VERSION = "1"
 ALIGNMENT = 256
 MAX_HEADER_BYTES = 1 << 24
+MAX_TENSORS = 20 * 1024  # of 1024 layers, the most a config may have, with every matrix as a pair
 DTYPES = {"F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1"}
 DTYPE_NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 TOKENIZER = "tokenizer"
@@ -60,6 +61,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
             raise ModelFormatError(
                 path, name[:80], f"has type {entry['dtype'][:20]}, not one of {', '.join(DTYPES)}", CONVERT_AGAIN
             )
+        if not 1 <= len(entry["shape"]) <= 2 or not all(entry["shape"]):
+            raise ModelFormatError(path, name[:80], f"has shape {str(entry['shape'])[:40]}", CONVERT_AGAIN)
         start = 8 + header_bytes + entry["data_offsets"][0]
         arrays[name] = file.array(start, DTYPES[entry["dtype"]], tuple(entry["shape"]), name[:80])
 
@@ -75,6 +78,9 @@ def read_header(file: MappedFile) -> tuple[int, dict[str, Any]]:
     if header_bytes > min(MAX_HEADER_BYTES, file.size - 8):
         problem = f"is {header_bytes} bytes in a file of {file.size}"
         raise ModelFormatError(file.path, "header length", problem, CONVERT_AGAIN)
+    text = file.array(8, "u1", (header_bytes,), "header").tobytes()
+    if text.count(b"{") > MAX_TENSORS:  # before anything builds objects from it
+        raise ModelFormatError(file.path, "header", "holds more tensors than any model", CONVERT_AGAIN)
     try:
         with safe_open(file.path, framework="np"):
             pass
@@ -89,7 +95,6 @@ def read_header(file: MappedFile) -> tuple[int, dict[str, Any]]:
             raise ModelFormatError(file.path, "header", "holds the same name twice", CONVERT_AGAIN)
         return dict(pairs)
 
-    text = file.array(8, "u1", (header_bytes,), "header").tobytes()
     try:
         entries: dict[str, Any] = json.loads(text, object_pairs_hook=refuse_duplicates)
     except (ValueError, RecursionError) as error:
@@ -144,8 +149,8 @@ def join_quantized(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[s
 def write(path: Path, checkpoint: Checkpoint, on_progress: Callable[[int], None] = lambda n_bytes: None) -> None:
     """Write a checkpoint as model.bin: one tensor in memory at a time, under a temporary name, then renamed.
 
-    Big tensors go first and fill multiples of 256 bytes, so that each of them starts on such a multiple; safetensors
-    forbids holes, so a tensor behind an odd-sized one need not.
+    Tensors that fill multiples of 256 bytes go first, so that each of them starts on such a multiple; safetensors
+    forbids holes, so those behind an odd-sized one need not.
     """
     metadata = {"llamagpu.format_version": FORMAT_VERSION, "config": json.dumps(checkpoint.config.to_dict())}
     arrays: dict[str, NDArray[Any]] = {}

@@ -54,6 +54,10 @@ class Llama:
 
     def forward(self, tokens: Sequence[int], cache: KVCache, n_logits: int = 1) -> NDArray[np.float32]:
         """Run n tokens at the next n positions; logits after the last ``n_logits`` of them, [n_logits, vocab_size]."""
+        with np.errstate(all="ignore"):  # damaged weights overflow: the sampler says so, in one line
+            return self._forward(tokens, cache, n_logits)
+
+    def _forward(self, tokens: Sequence[int], cache: KVCache, n_logits: int) -> NDArray[np.float32]:
         backend, config = self.backend, self.config
         assert cache.length + len(tokens) <= cache.capacity, "the caller keeps within the context"
         x = backend.embedding(self.embedding, tokens)

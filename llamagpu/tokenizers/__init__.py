@@ -38,14 +38,21 @@ def read_spec(path: str | Path) -> TokenizerSpec:
     return TokenizerSpec("sentencepiece" if is_sentencepiece else "llama2c", data)
 
 
-def find_beside(model_path: Path, vocab_size: int) -> TokenizerSpec | None:
-    """The tokenizer in the model's folder that has the model's vocabulary; None where there is none that fits."""
+def find_beside(model_path: Path, vocab_size: int) -> tuple[TokenizerSpec, Path] | None:
+    """The tokenizer in the model's folder that has the model's vocabulary, and its path; None where none fits.
+
+    Raises ModelFormatError where a file that might be it is damaged and no other fits.
+    """
+    damaged: ModelFormatError | None = None
     for name in names_beside(vocab_size):
         path = model_path.parent / name
-        if path.is_file():
-            spec = read_spec(path)
-            if open_spec(spec, path).vocab_size == vocab_size:
-                return spec
+        try:
+            if path.is_file() and open_spec(spec := read_spec(path), path).vocab_size == vocab_size:
+                return spec, path
+        except ModelFormatError as error:
+            damaged = damaged or error
+    if damaged:
+        raise damaged
     return None
 
 

@@ -24,7 +24,10 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that one token stands for; empty for control tokens. A token may be part of a character."""
+        """The bytes that one token stands for; empty for control tokens. A token may be part of a character.
+
+        Models pad their vocabulary, so ids from vocab_size on are no error: they stand for nothing.
+        """
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
         """Ids of ``text``, after the model's BOS where it has one. Raises UsageError for text that is not Unicode."""

@@ -20,7 +20,7 @@ from llamagpu.errors import ModelFormatError
 from llamagpu.tokenizers.base import Tokenizer
 
 UNKNOWN, BOS, EOS, FIRST_BYTE, FIRST_PIECE = 0, 1, 2, 3, 259
-MAX_VOCAB_SIZE = 1 << 20
+MAX_VOCAB_SIZE = 1 << 18
 MAX_PIECE_BYTES = 1 << 16
 REMEDY = "the file is damaged or no tokenizer.bin: fetch it again, or give another --tokenizer"
 
@@ -41,7 +41,7 @@ class Llama2cTokenizer(Tokenizer):
         return self.data[self.starts[token] : self.ends[token]]
 
     def token_bytes(self, token: int) -> bytes:
-        if token in (BOS, EOS):
+        if token in (BOS, EOS) or token >= self.vocab_size:
             return b""
         if FIRST_BYTE <= token < FIRST_PIECE:
             return bytes([token - FIRST_BYTE])

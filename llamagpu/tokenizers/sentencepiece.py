@@ -35,7 +35,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def token_bytes(self, token: int) -> bytes:
         processor = self.processor
-        if processor.is_control(token):
+        if token >= self.vocab_size or processor.is_control(token):
             return b""
         piece: str = processor.id_to_piece(token)
         if processor.is_byte(token):

@@ -14,7 +14,7 @@ from llamagpu.config import RopeLayout
 def rope_angles(start: int, n: int, head_dim: int, theta: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """cos and sin, each [n, head_dim / 2], for positions from ``start``: position * theta^(-2j / head_dim).
 
-    The angle is computed in float64: at position 100,000 float32 would be off by a hundredth of a turn.
+    The angle is computed in float64: at position 100,000 a float32 angle is off by up to 0.005 radians.
     """
     frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     angles = np.arange(start, start + n)[:, None] * frequencies
