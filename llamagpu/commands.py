@@ -69,8 +69,13 @@ def run(
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
     text = read_prompt(model, prompt, prompt_file)
     llm = load(model, device, tokenizer, context)
-    progress = ProgressBar("reading the prompt", "tok")
-    generation = llm.generate(text, max_tokens, stop=stop or [], on_prompt_tokens=progress.advance, **asdict(sampling))
+    progress, interrupt = ProgressBar("reading the prompt", "tok"), Interrupt()
+
+    def on_prompt_tokens(n: int) -> None:
+        progress.advance(n)
+        interrupt.check()
+
+    generation = llm.generate(text, max_tokens, stop=stop or [], on_prompt_tokens=on_prompt_tokens, **asdict(sampling))
     progress.total = len(generation.prompt_tokens)
     say(": ".join(filter(None, (f"running on {llm.device.description}", llm.device.why_not_gpu))))
     if temperature > 0:
@@ -79,16 +84,17 @@ def run(
         write_text(text)
     elif sys.stdout.isatty() and sys.stderr.isatty():
         print(dim(text), end="", file=sys.stderr, flush=True)
-    try:
-        for piece in generation:
+    with interrupt:
+        try:
+            for piece in generation:
+                progress.close()
+                write_text(piece)
+                interrupt.check()
+        except KeyboardInterrupt:
             progress.close()
-            write_text(piece)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C must not cut the last lines off
-        progress.close()
-        write_text(generation.held_text())
-        say_end(generation, "interrupted")
-        raise
+            write_text(generation.held_text())
+            say_end(generation, "interrupted")
+            raise
     say_end(generation, {"context": f"the context of {llm.context} tokens is full"}.get(generation.stop_reason, ""))
 
 
@@ -120,7 +126,7 @@ def say_end(generation: Generation, notice: str) -> None:
     if generation.first_token_seconds:
         parts.append(f"first token after {1000 * generation.first_token_seconds:.0f} ms")
     if n_new:
-        speed = f", {(n_new - 1) / generation.decode_seconds:.1f} tok/s" if n_new > 1 else ""
+        speed = f", {generation.decode_steps / generation.decode_seconds:.1f} tok/s" if generation.decode_steps else ""
         parts.append(f"generated {count_tokens(n_new)}{speed}")
     peak = peak_memory_bytes()
     if peak:
@@ -283,6 +289,30 @@ def installed(*names: str) -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     return "not installed"
+
+
+class Interrupt:
+    """While entered, Ctrl-C takes effect where ``check`` is called: between pieces of text, so that none is lost.
+
+    A second Ctrl-C raises KeyboardInterrupt at once.
+    """
+
+    asked = False
+
+    def __enter__(self) -> None:
+        self.handler_before = signal.signal(signal.SIGINT, self.ask)
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGINT, self.handler_before)
+
+    def ask(self, *signal_and_frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def check(self) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
 
 
 class ProgressBar:

@@ -24,7 +24,8 @@ class Generation:
 
     prompt_tokens, tokens: ids read and ids made (an end-of-text token is not among them). stop_reason: "eos" (the
     model ended its text), "stop" (a stop string came; it is not part of the text), "max_tokens", "context" (the
-    context is full), "unfinished". Times in seconds: first_token_seconds from the start to the first new token.
+    context is full), "unfinished". Times in seconds, the reader's own not counted: prompt_seconds for the prompt,
+    first_token_seconds to the first new token, decode_seconds for the decode_steps after it (one token each).
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Generation:
         self.tokens: list[int] = []
         self.stop_reason: StopReason = "unfinished"
         self.prompt_seconds = self.first_token_seconds = self.decode_seconds = 0.0
+        self.decode_steps = 0
         self._stops = StopStrings(self.stop)
         self._pieces = self._run()
 
@@ -94,14 +96,9 @@ class Generation:
             logits = llm.model.forward(chunk, cache, n_logits=int(at + len(chunk) == len(prompt)))
             self.on_prompt_tokens(len(chunk))
         self.prompt_seconds = time.perf_counter() - start
-        while True:
-            token = sampler.sample(logits[-1])
-            if not self.first_token_seconds:
-                self.first_token_seconds = time.perf_counter() - start
-            self.decode_seconds = time.perf_counter() - start - self.first_token_seconds
-            if token in end_ids:
-                self.stop_reason = "eos"
-                return
+        token = sampler.sample(logits[-1])
+        self.first_token_seconds = time.perf_counter() - start
+        while token not in end_ids:
             self.tokens.append(token)
             if len(self.tokens) == self.max_tokens:
                 self.stop_reason = "max_tokens"
@@ -110,7 +107,11 @@ class Generation:
             yield token
             if self.stop_reason != "unfinished":
                 return
-            logits = llm.model.forward([token], cache)
+            start = time.perf_counter()
+            token = sampler.sample(llm.model.forward([token], cache)[-1])
+            self.decode_seconds += time.perf_counter() - start
+            self.decode_steps += 1
+        self.stop_reason = "eos"
 
 
 class StopStrings:

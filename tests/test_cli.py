@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -195,24 +196,29 @@ def test_a_closed_pipe_is_quiet() -> None:
 
 
 def test_ctrl_c_keeps_the_text_and_ends_with_130(tmp_path: Path) -> None:
+    import llamagpu as package
+
     shape = Shape(dim=64, hidden_dim=256, n_layers=8, max_seq_len=100_000)
     path = tmp_path / "slow.bin"
     path.write_bytes(v0_bytes(shape, random_weights(shape)))
     (tmp_path / "tokenizer.bin").write_bytes(tokenizer_bin())
+    flags = ["--max_tokens", "99000", "--temperature", "2", "--min_p", "0", "--seed", "3", "--stop", "never comes"]
     process = subprocess.Popen(
-        [*COMMAND, "run", path, "a", "--max_tokens", "99000", "--temperature", "2", "--min_p", "0"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [*COMMAND, "run", path, "a", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
     assert process.stdout is not None
-    first = process.stdout.read(20)
+    first = b"".join(process.stdout.read(1) for _ in range(20))
     process.send_signal(signal.SIGINT)
     rest, notices = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert len(first) == 20
-    (first + rest).decode()  # whole characters only
     assert "interrupted" in notices.decode()
-    assert "generated" in notices.decode()
     assert "Traceback" not in notices.decode()
+    found = re.search(r"generated (\d+) tokens", notices.decode())
+    assert found
+    # Every token that was made is on stdout, but for a last character of which not all bytes were there.
+    generation = package.load(path).generate("a", max_tokens=int(found[1]), temperature=2, min_p=0, seed=3)
+    expected = "".join(generation)
+    assert (first + rest).decode() in (expected, expected.removesuffix("\ufffd"))
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (BrokenPipeError, 141)])
@@ -221,6 +227,24 @@ def test_an_interruption_anywhere_ends_quietly(error: type[BaseException], statu
     (tmp_path / "fire.py").write_text(f"raise {error.__name__}")
     result = llamagpu("run", "demo", PYTHONPATH=str(tmp_path))
     assert (result.returncode, result.stdout, result.stderr) == (status, b"", b"")
+
+
+def test_streams_that_the_caller_closed(tmp_path: Path) -> None:
+    def shell(redirection: str) -> subprocess.CompletedProcess[bytes]:
+        command = f"{sys.executable} -m llamagpu run demo --temperature 0 --max_tokens 5 --device cpu {redirection}"
+        return subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
+
+    text = shell("").stdout
+    assert len(text) > 5
+    assert shell("2>&-").stdout == text
+    assert (shell(">&-").returncode, shell(">&- 2>&-").returncode) == (0, 0)
+    result = shell("--prompt_file - <&-")
+    assert result.returncode == 0
+    if Path("/dev/full").exists():
+        result = shell("> /dev/full")
+        assert result.returncode == 1
+        assert "llamagpu: error: No space left on device" in result.stderr.decode()
+        assert "Traceback" not in result.stderr.decode()
 
 
 def test_info(small_model: Path) -> None:
@@ -260,6 +284,15 @@ def test_convert_then_run_gives_the_same_text(small_model: Path, tmp_path: Path)
     assert "exists: --force replaces it" in fails("convert", small_model, out, status=2)
     assert llamagpu("convert", small_model, out, "--force").returncode == 0
     assert "is a folder" in fails("convert", small_model, tmp_path, status=2)
+    assert "no regular file" in fails("convert", small_model, "/dev/null", "--force", status=2)
+    assert "name too long" in fails("convert", small_model, "x" * 300)
+    link = tmp_path / "link.bin"
+    link.symlink_to(out)
+    assert llamagpu("convert", small_model, link, "--force").returncode == 0
+    assert link.is_symlink()
+    (tmp_path / "other.bin").write_bytes(tokenizer_bin(301))
+    assert "vocab_size" in fails("convert", small_model, tmp_path / "x.bin", "--tokenizer", tmp_path / "other.bin")
+    assert not (tmp_path / "x.bin").exists()
     (small_model.parent / "tokenizer.bin").unlink()
     assert "--tokenizer none" in fails("convert", small_model, tmp_path / "bare.bin", status=2)
     assert llamagpu("convert", small_model, tmp_path / "bare.bin", "--tokenizer", "none").returncode == 0
@@ -271,7 +304,8 @@ def test_doctor() -> None:
     report = result.stdout.decode()
     assert result.returncode == 0
     assert "self-test     passed" in report
-    assert "kernels" in report
+    assert "CuPy" in report
+    assert "will run on   the CPU" in report
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import llamagpu
+from llamagpu.backends.cpu.sample import sample
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.generation import StopStrings
 from llamagpu.llm import LLM
+from llamagpu.sampling import SamplingParams
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes
 
 
@@ -34,6 +36,20 @@ def test_the_same_seed_gives_the_same_text(llm: LLM) -> None:
 
     assert text(7) == text(7)
     assert len({text(seed) for seed in range(5)}) > 1
+
+
+def test_every_draw_and_every_token_counts(llm: LLM) -> None:
+    """The generation once more from logits, with the n-th random number for the n-th token and penalties so far."""
+    options = {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.5, "seed": 11}
+    generation = llm.generate("the on a", max_tokens=12, **options)  # type: ignore[arg-type]
+    "".join(generation)
+    params = SamplingParams(**options)  # type: ignore[arg-type]
+    ids = list(generation.prompt_tokens)
+    for step, token in enumerate(generation.tokens):
+        counts = np.bincount(ids, minlength=300).astype(np.int32)
+        assert token == sample(llm.logits(ids)[-1], counts, params, step)
+        ids.append(token)
+    assert len(generation.tokens) == 12
 
 
 def test_a_prompt_in_chunks_gives_the_same_text(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,13 +87,14 @@ def test_a_smaller_context_can_be_asked_for(small_model: Path) -> None:
             llamagpu.load(small_model, context=context)
 
 
-def test_the_end_token_ends_the_text_and_is_not_in_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [1, 2], ids=["BOS", "EOS"])
+def test_the_end_token_ends_the_text_and_is_not_in_it(end: int, tmp_path: Path) -> None:
     shape = Shape(tied=False)
     weights = random_weights(shape)
     weights["wo"][:] = weights["w2"][:] = 0  # no layer adds anything: the state is the token's own embedding
     weights["wcls"][:] = 0
     weights["wcls"][270] = 10 * weights["tok_emb"][1]  # after BOS comes " the"
-    weights["wcls"][2] = 10 * weights["tok_emb"][270]  # after " the" the text ends
+    weights["wcls"][end] = 10 * weights["tok_emb"][270]  # after " the" the text ends
     path = tmp_path / "model.bin"
     path.write_bytes(v0_bytes(shape, weights))
     (tmp_path / "tokenizer.bin").write_bytes(tokenizer_bin())

@@ -36,19 +36,12 @@ def sniff(head: bytes) -> bool:
     """Whether the first bytes of a file can be a llama2.c header (version 0 has no magic, only plausible numbers)."""
     if len(head) < V0_HEADER_BYTES:
         return False
-    if struct.unpack_from("<I", head)[0] == MAGIC:
+    if head.startswith(MAGIC.to_bytes(4, "little")):
         return True
-    dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, max_seq_len = struct.unpack_from("<7i", head)
-    plausible = [
-        0 < dim <= LARGEST["dim"],
-        0 < hidden_dim <= LARGEST["hidden_dim"],
-        0 < n_layers <= LARGEST["n_layers"],
-        0 < n_heads <= LARGEST["n_heads"],
-        0 < n_kv_heads <= LARGEST["n_kv_heads"],
-        0 < abs(vocab_size) <= LARGEST["vocab_size"],
-        0 < max_seq_len <= LARGEST["max_seq_len"],
-    ]
-    return sum(plausible) >= 6  # one damaged field of seven is a damaged model, and is named; more is something else
+    values = dict(zip(HEADER_FIELDS, struct.unpack_from("<7i", head), strict=True))
+    values["vocab_size"] = abs(values["vocab_size"])
+    n_plausible: int = sum(0 < value <= LARGEST[name] for name, value in values.items())
+    return n_plausible >= 6  # one damaged field of seven is a damaged model, and is named; more is something else
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -88,7 +88,9 @@ def test_a_wrong_header_field_is_refused(make: Callable[[Path], bytes], field: s
     path.write_bytes(data)
     if field == "max_seq_len" and make is not MAKERS["v0"] and 0 < value < 1 << 24:
         assert open_checkpoint(path).config.max_seq_len == value  # these files hold nothing of that length
-    else:
+    elif value <= 0 and not (field == "vocab_size" and make is MAKERS["v0"] and value == -1):
+        refuse(path, field)
+    else:  # the field itself may be possible, and then its neighbour or the length gives it away
         refuse(path)
 
 
@@ -176,6 +178,13 @@ EDITS: dict[str, tuple[str, Callable[[dict], object]]] = {  # type: ignore[type-
     "fewer layers than there are": ("layers.1", lambda h: change_config(h, n_layers=1)),
     "eps is NaN": ("norm_eps", lambda h: change_config(h, norm_eps=float("nan"))),
     "theta is zero": ("rope_theta", lambda h: change_config(h, rope_theta=0)),
+    "eps is beyond float": ("norm_eps", lambda h: change_config(h, norm_eps=10**400)),
+    "a tensor of many dimensions": ("tensor", lambda h: h.update(tensor={"dtype": "F32", "shape": [1] * 70 + [0],
+                                                                         "data_offsets": [0, 0]})),
+    "an empty tensor of vast shape": ("tensor", lambda h: h.update(tensor={"dtype": "F32", "shape": [0, 2**62],
+                                                                           "data_offsets": [0, 0]})),
+    "very many tensors": ("header", lambda h: h.update({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+                                                        for i in range(50_000)})),
     "odd head_dim": ("head_dim", lambda h: change_config(h, head_dim=3)),
     "kv heads do not divide": ("n_kv_heads", lambda h: change_config(h, n_kv_heads=3)),
     "an unknown architecture": ("architecture", lambda h: change_config(h, architecture="mamba")),

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import llamagpu
 from llamagpu.checkpoint import TokenizerSpec
-from llamagpu.errors import UsageError
+from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.llm import model_path
 from llamagpu.tokenizers import StreamDecoder, Tokenizer, find_beside, open_spec, read_spec
@@ -173,8 +174,9 @@ def test_decoding_in_a_stream_equals_decoding_at_once(demo: SentencePieceTokeniz
         assert not any("\ufffd" in piece for piece in pieces) or "\ufffd" in text
     for _ in range(200):  # any ids, also such as are no UTF-8
         ids = [rng.randrange(demo.vocab_size) for _ in range(30)]
-        decoder = StreamDecoder(demo)
-        assert "".join(map(decoder.feed, ids)) + decoder.finish() == demo.decode(ids)
+        decoder = StreamDecoder(demo, at_start=False)
+        whole = b"".join(map(demo.token_bytes, ids)).decode("utf-8", "replace")
+        assert "".join(map(decoder.feed, ids)) + decoder.finish() == whole
 
 
 def test_a_character_comes_whole_or_not_at_all(demo: SentencePieceTokenizer) -> None:
@@ -203,7 +205,28 @@ def test_a_tokenizer_is_found_beside_the_model(tmp_path: Path) -> None:
     assert find_beside(model, 300) is None  # another model's
     (tmp_path / "tok300.bin").write_bytes(tokenizer_bin(300))
     found = find_beside(model, 300)
-    assert found == TokenizerSpec("llama2c", tokenizer_bin(300))
+    assert found == (TokenizerSpec("llama2c", tokenizer_bin(300)), tmp_path / "tok300.bin")
+    (tmp_path / "tokenizer.model").write_text("aGVsbG8= 0\n" * 100)  # another model's, of another kind
+    assert find_beside(model, 300) == found
+    (tmp_path / "tok300.bin").unlink()
+    with pytest.raises(ModelFormatError, match=r"tokenizer\.model"):
+        find_beside(model, 300)
+
+
+def test_ids_beyond_the_tokenizer_stand_for_nothing(demo: SentencePieceTokenizer) -> None:
+    """Models pad their vocabulary."""
+    small = Llama2cTokenizer(tokenizer_bin(265), Path("t"))
+    assert small.decode([265, 259 + 1, 99999]) == "a"
+    assert demo.decode([demo.vocab_size, 99999]) == ""
+
+
+def test_without_a_start_token_a_one_token_prompt_keeps_the_space_after_it(small_model: Path) -> None:
+    llm = llamagpu.load(small_model)
+    llm.tokenizer.bos_id = None
+    generation = llm.generate("the", max_tokens=10, temperature=0)
+    text = "".join(generation)
+    assert len(generation.prompt_tokens) == 1
+    assert "the" + text == llm.tokenizer.decode([*generation.prompt_tokens, *generation.tokens])
 
 
 def test_a_long_text_is_encoded_in_reasonable_steps(demo: SentencePieceTokenizer) -> None:
