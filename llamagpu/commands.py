@@ -16,7 +16,7 @@ import numpy as np
 from llamagpu import __version__
 from llamagpu.checkpoint import Checkpoint
 from llamagpu.devices import choose_device, cpu_description, peak_memory_bytes, why_no_gpu
-from llamagpu.errors import LlamaGPUError, UsageError
+from llamagpu.errors import LlamaGPUError, UsageError, printable
 from llamagpu.formats import is_model, native, open_checkpoint
 from llamagpu.generation import MAX_TOKENS, Generation
 from llamagpu.gpu_driver import count_gpus
@@ -149,7 +149,7 @@ def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None
         raise UsageError(f"context must be from 1 to {config.max_seq_len}, not {positions}")
     try:
         spec, opened, path = find_tokenizer(checkpoint, tokenizer)
-        place = "inside the file" if path == checkpoint.path else f"from {path}"
+        place = "inside the file" if path == checkpoint.path else f"from {printable(str(path))}"
         about_tokenizer = f"{spec.kind}, {opened.vocab_size} tokens, {place}"
     except LlamaGPUError as error:
         if tokenizer is not None:
@@ -158,7 +158,7 @@ def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None
     file_bytes = checkpoint.path.stat().st_size
     kv_bytes = positions * config.kv_bytes_per_token()
     rows = [
-        ("file", f"{checkpoint.path} ({human_bytes(file_bytes)})"),
+        ("file", f"{printable(str(checkpoint.path))} ({human_bytes(file_bytes)})"),
         ("format", checkpoint.format),
         ("architecture", config.architecture),
         ("parameters", f"{checkpoint.n_parameters:,} in {len(checkpoint.tensors)} tensors"),

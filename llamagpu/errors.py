@@ -9,8 +9,7 @@ class LlamaGPUError(Exception):
     """Base of every error that is not a bug in llamagpu. The command line prints it as one line."""
 
     def __str__(self) -> str:
-        # A file name or a text from a hostile file may hold newlines or terminal escapes: never print those raw.
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+        return printable(super().__str__())
 
 
 class UsageError(LlamaGPUError):
@@ -27,6 +26,11 @@ class ModelFormatError(LlamaGPUError):
     def __init__(self, path: str | Path, field: str, problem: str, remedy: str) -> None:
         self.path, self.field, self.problem, self.remedy = Path(path), field, problem, remedy
         super().__init__(f"{path}: {field}: {problem}; {remedy}")
+
+
+def printable(text: str) -> str:
+    """``text`` on one line: a file name, or a text from a hostile file, may hold newlines or terminal escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def first_line(error: BaseException) -> str:
