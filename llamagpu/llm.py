@@ -47,17 +47,17 @@ def find_tokenizer(checkpoint: Checkpoint, path: str | Path | None) -> tuple[Tok
     ModelFormatError where it is damaged or has more tokens than the model.
     """
     vocab_size = checkpoint.config.vocab_size
-    if path is not None:
-        spec, place = read_spec(path), Path(path)
-    elif checkpoint.tokenizer is not None:
-        spec, place = checkpoint.tokenizer, checkpoint.path
-    elif found := find_beside(checkpoint.path, vocab_size):
-        spec, place = found
-    else:
-        raise UsageError(
-            f"{checkpoint.path} holds no tokenizer, and none beside it has its {vocab_size} tokens"
-            f" ({', '.join(names_beside(vocab_size))}): give one with --tokenizer FILE"
-        )
+    if path is None and checkpoint.tokenizer is None:
+        found = find_beside(checkpoint.path, vocab_size)
+        if found is None:
+            raise UsageError(
+                f"{checkpoint.path} holds no tokenizer, and none beside it has its {vocab_size} tokens"
+                f" ({', '.join(names_beside(vocab_size))}): give one with --tokenizer FILE"
+            )
+        return found
+    spec = read_spec(path) if path is not None else checkpoint.tokenizer
+    assert spec is not None
+    place = Path(path) if path is not None else checkpoint.path
     tokenizer = open_spec(spec, place)
     if tokenizer.vocab_size > vocab_size:
         problem = f"is {tokenizer.vocab_size}, but the model has {vocab_size} tokens"

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import inspect
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from llamagpu.backends.cpu.sample import candidates, exp_weights, most_likely, penalize, sample
+from llamagpu.commands import run
 from llamagpu.errors import LlamaGPUError, UsageError
+from llamagpu.llm import LLM
 from llamagpu.sampling import SamplingParams, random_u64
 
 Floats = NDArray[np.float32]
@@ -174,6 +178,14 @@ OUT_OF_RANGE = [
 def test_values_out_of_range_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=f"^{next(iter(values))} must be"):
         SamplingParams(**values)  # type: ignore[arg-type]
+
+
+def test_defaults_are_the_same_everywhere() -> None:
+    """They are written where each reader looks: the command, the Python call, the parameters."""
+    of_command, of_call = (inspect.signature(function).parameters for function in (run, LLM.generate))
+    for field in fields(SamplingParams):
+        assert of_command[field.name].default == of_call[field.name].default == field.default, field.name
+    assert of_command["max_tokens"].default == of_call["max_tokens"].default
 
 
 def test_a_fresh_seed_is_drawn_once() -> None:

@@ -48,11 +48,3 @@ class Int8Matrix:
             offset = first - first_group * self.group_size
             values.reshape(-1)[...] *= scales[offset : offset + rows.size]
         return values
-
-
-def quantize_int8(weights: NDArray[np.float32], group_size: int) -> Int8Matrix:
-    """Round to nearest (half to even); scale = max|w| / 127 in each group of the flattened rows."""
-    groups = np.ascontiguousarray(weights, dtype=np.float32).reshape(-1, group_size)
-    scales = np.abs(groups).max(axis=1) / np.float32(127)
-    q = np.rint(groups / np.where(scales == 0, np.float32(1), scales)[:, None]).astype(np.int8)
-    return Int8Matrix(q.reshape(weights.shape), scales, group_size)

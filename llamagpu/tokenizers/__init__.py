@@ -38,17 +38,20 @@ def read_spec(path: str | Path) -> TokenizerSpec:
     return TokenizerSpec("sentencepiece" if is_sentencepiece else "llama2c", data)
 
 
-def find_beside(model_path: Path, vocab_size: int) -> tuple[TokenizerSpec, Path] | None:
-    """The tokenizer in the model's folder that has the model's vocabulary, and its path; None where none fits.
+def find_beside(model_path: Path, vocab_size: int) -> tuple[TokenizerSpec, Tokenizer, Path] | None:
+    """The tokenizer in the model's folder that has the model's vocabulary, as stored and opened, and its path.
 
-    Raises ModelFormatError where a file that might be it is damaged and no other fits.
+    None where none fits. Raises ModelFormatError where a file that might be it is damaged and no other fits.
     """
     damaged: ModelFormatError | None = None
     for name in names_beside(vocab_size):
         path = model_path.parent / name
         try:
-            if path.is_file() and open_spec(spec := read_spec(path), path).vocab_size == vocab_size:
-                return spec, path
+            if path.is_file():
+                spec = read_spec(path)
+                tokenizer = open_spec(spec, path)
+                if tokenizer.vocab_size == vocab_size:
+                    return spec, tokenizer, path
         except ModelFormatError as error:
             damaged = damaged or error
     if damaged:
