@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +21,7 @@ from llamagpu.gpu_driver import count_gpus
 from llamagpu.llm import DEMO, find_tokenizer, load, model_path
 from llamagpu.quantization import Int8Matrix
 from llamagpu.sampling import SamplingParams, check_whole
+from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, write_text
 from llamagpu.tokenizers import open_spec, read_spec
 
 DEMO_PROMPT = "Once upon a time"
@@ -289,75 +288,3 @@ def installed(*names: str) -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     return "not installed"
-
-
-class Interrupt:
-    """While entered, Ctrl-C takes effect where ``check`` is called: between pieces of text, so that none is lost.
-
-    A second Ctrl-C raises KeyboardInterrupt at once.
-    """
-
-    asked = False
-
-    def __enter__(self) -> None:
-        self.handler_before = signal.signal(signal.SIGINT, self.ask)
-
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGINT, self.handler_before)
-
-    def ask(self, *signal_and_frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def check(self) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-
-
-class ProgressBar:
-    """A tqdm bar on stderr, shown on a terminal only, and only for work that takes a while."""
-
-    def __init__(self, title: str, unit: str, total: int = 0) -> None:
-        self.title, self.unit, self.total = title, unit, total
-        self._bar: Any = None  # a tqdm, once there is something to show
-
-    def advance(self, n: int) -> None:
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                total=self.total, desc=self.title, unit=self.unit, unit_scale=True, leave=False, delay=0.5,
-                disable=not sys.stderr.isatty(), file=sys.stderr,
-            )  # fmt: skip
-        self._bar.update(n)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-def write_text(text: str) -> None:
-    """Write text to stdout now, always as UTF-8, whatever the locale."""
-    sys.stdout.buffer.write(text.encode())
-    sys.stdout.buffer.flush()
-
-
-def say(message: str) -> None:
-    print(f"llamagpu: {message}", file=sys.stderr, flush=True)
-
-
-def count_tokens(n: int) -> str:
-    return f"{n} token{'' if n == 1 else 's'}"
-
-
-def dim(text: str) -> str:
-    return text if "NO_COLOR" in os.environ else f"\033[2m{text}\033[0m"
-
-
-def human_bytes(n: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if n < 1024:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1024
-    return f"{n:.2f} GiB"
