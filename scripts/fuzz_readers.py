@@ -39,10 +39,10 @@ from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes, v1
 
 MAX_SECONDS = 1.0
 MEMORY_FACTOR = 2
-# What is allowed above twice the file: the grain of interpreter and allocator. The sentencepiece library builds
-# tables of its own: 8 MB for the 0.5 MB of Llama 2's model.
+# What is allowed above twice the file, whatever its size: the grain of interpreter and allocator, and the pages of a
+# library's code at its first use. sentencepiece builds tables of its own, too: 8 MB for the 0.5 MB of Llama 2's model.
 MEMORY_SLACK = {"tokenizer_model": 8 << 20, "native": 8 << 20}
-DEFAULT_SLACK = 2 << 20
+DEFAULT_SLACK = 4 << 20
 CASE_TIMEOUT = 20.0
 INTERESTING = [0, 1, -1, 2, 3, 7, 255, 256, 257, 2**15, 2**16, 2**24, 2**31 - 1, -(2**31), 2**31, 2**32 - 1, 2**62]
 EXTREME = [2**64, 10**40, 10**400, "1e9", "1,1,1", "0,4611686018427387904", "null", "1.5", "[]", "NaN"]
@@ -226,8 +226,9 @@ def fuzz(minutes: float = 10, target: str | None = None, seed: int = 0, case: in
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "case.bin")
         for name in targets:
-            path.write_bytes(seeds[name][0])
-            try_case(path, name)  # imports and first-use tables are no part of any case
+            for data in (b"\n\1", seeds[name][0]):  # what libraries load at first use is no part of any case
+                path.write_bytes(data)
+                try_case(path, name)
             counts: dict[str, int] = {"cases": 0, "read": 0, "refused": 0}
             failures: list[dict[str, Any]] = []
             slowest, most_memory = 0.0, 0
