@@ -171,15 +171,15 @@ FEAR = [
     "It was {a_friend} named {friend}. {friend} was [lost|stuck|cold] and [very scared|all alone|far from home].",
     'Now {name} had to be brave. "[Do not worry|Do not be afraid|I am here]," {he} said. "I will help you."',
     "{name} took {his} {color} {toy} and [held it tight|showed it to {friend}|gave it to {friend}]. [Step by step|"
-    "Slowly|Hand in hand], they walked to the {place}.",
+    "Slowly|Hand in hand], they walked [home|back|through the trees].",
     'There they saw the mother {friend_kind} of {friend}. "[I was so worried|I looked for you everywhere]!" said the'
     ' mother {friend_kind}. "Thank you, {name}. You are very brave."',
     "{name} [felt warm inside|stood tall and proud|smiled a big smile]. {He} was not afraid anymore.",
 ]
 
 CONTEST = [
-    "There was going to be a big [race|show|party] in the {place}. Everyone wanted to [win|be the best|get the prize],"
-    " and the prize was a {color} {toy}.",
+    "There was going to be a big [race|show|party] [on Sunday|the next day|in spring]."
+    " Everyone wanted to [win|be the best|get the prize], and the prize was a {color} {toy}.",
     "{name} practiced every [day|morning|night]. It was [very hard|not easy], but {he} did not give up.",
     "On the big day, {name} saw {a_friend} named {friend}. {friend} was sitting alone and crying.",
     '"[What happened|Why are you crying|Are you hurt]?" asked {name}. "I [hurt my foot|am too small|am too slow]," said'
@@ -187,7 +187,7 @@ CONTEST = [
     '"[Come with me|Take my hand|Try with me]," said {name}. "We can do it together."',
     "So they [went on|tried|started] together. They were not the [first|fastest|best], but they [laughed|had fun|sang]"
     " all the way.",
-    '[An old|A wise|A tall] {judge} saw it all. "The {toy} is for both of you," said the {judge}, "because you'
+    '[An old|A wise|A tall] {judge} saw it all. "The {toy} is for both of you," said the judge, "because you'
     ' [helped each other|were good friends|did not give up]."',
     "{name} and {friend} [cheered|danced|clapped their hands]. From then on, they shared the {color} {toy} [every day|"
     "and were best friends].",
@@ -204,7 +204,7 @@ WISH = [
     "There was a [flash of light|soft wind|sweet sound]. {friend} was [safe|happy|well] again!",
     '"[That was very kind|You have a good heart|You gave your wish away]," said the {toy}. "[So I will give you one'
     ' more|Now your own wish will come true|You may wish again]."',
-    "And so {name} and {friend} [flew over the {place}|went on a trip|looked at the stars] together. It was the best"
+    "And so {name} and {friend} [flew over the hills|went on a trip|looked at the stars] together. It was the best"
     " [night|day] ever.",
 ]
 

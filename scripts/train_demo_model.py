@@ -167,7 +167,7 @@ def held_out_loss(model, tokenizer, n_stories: int = 1000) -> dict[str, float]:
     }
 
 
-def train(work: str = "build/demo", steps: int = 4500, peak_lr: float = 3e-3, seed: int = 0) -> None:
+def train(work: str = "build/demo", steps: int = 3600, peak_lr: float = 3e-3, seed: int = 0) -> None:
     """Train the tokenizer and the model; leaves tokenizer.model, weights.npz (float32) and report.json in WORK."""
     import torch
     from torch.nn import functional as F
