@@ -94,21 +94,23 @@ class Generation:
         for at in range(0, len(prompt), PROMPT_CHUNK):
             chunk = prompt[at : at + PROMPT_CHUNK]
             logits = llm.model.forward(chunk, cache, n_logits=int(at + len(chunk) == len(prompt)))
+            llm.backend.wait()
             self.on_prompt_tokens(len(chunk))
         self.prompt_seconds = time.perf_counter() - start
-        token = sampler.sample(logits[-1])
+        room = cache.capacity - len(prompt) + 1  # the last token of a full context is made but not run
+        n_tokens = min(self.max_tokens, room)
+        tokens = llm.backend.decode(llm.model.forward, cache, sampler, logits, n_tokens)
+        token = next(tokens)
         self.first_token_seconds = time.perf_counter() - start
         while token not in end_ids:
             self.tokens.append(token)
-            if len(self.tokens) == self.max_tokens:
-                self.stop_reason = "max_tokens"
-            elif cache.length == cache.capacity:
-                self.stop_reason = "context"
+            if len(self.tokens) == n_tokens:
+                self.stop_reason = "max_tokens" if n_tokens == self.max_tokens else "context"
             yield token
             if self.stop_reason != "unfinished":
                 return
             start = time.perf_counter()
-            token = sampler.sample(llm.model.forward([token], cache)[-1])
+            token = next(tokens)
             self.decode_seconds += time.perf_counter() - start
             self.decode_steps += 1
         self.stop_reason = "eos"

@@ -132,7 +132,8 @@ class LLM:
             raise UsageError(f"{len(ids)} tokens given: from 1 to {self.context} fit the context")
         cache = self.backend.kv_cache(self.config, len(ids))
         chunks = [ids[at : at + PROMPT_CHUNK] for at in range(0, len(ids), PROMPT_CHUNK)]
-        return np.concatenate([self.model.forward(chunk, cache, n_logits=len(chunk)) for chunk in chunks])
+        logits = (self.model.forward(chunk, cache, n_logits=len(chunk)) for chunk in chunks)
+        return np.concatenate([self.backend.to_host(part, self.config.vocab_size) for part in logits])
 
     def check_tokens(self, ids: Sequence[int]) -> None:
         """Raises UsageError for an id that the model does not have."""

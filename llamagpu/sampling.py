@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from llamagpu.errors import UsageError
 
 MASK64 = (1 << 64) - 1
+WEIGHT_BITS = 40  # the weight of the most likely token is 2^40; one of 2^-40 its probability gets 0
+LARGEST_INVERSE_TEMPERATURE = 1e30
+DAMAGED_LOGITS = "the model computed logits that are not numbers: its weights are damaged"
 
 
 @dataclass(frozen=True)

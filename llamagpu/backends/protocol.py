@@ -1,12 +1,12 @@
 """The operations that a model is written in. A model file calls these and nothing else; a backend provides them.
 
-Arrays are the backend's own (NumPy on the CPU, device arrays on a GPU) and never leave it, but for logits. n is the
+Arrays are the backend's own (NumPy on the CPU, device arrays on a GPU) and leave it by ``to_host`` alone. n is the
 number of tokens of one call: 1 while decoding, up to a chunk while reading a prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,16 +23,16 @@ Weight = Any  # a matrix or vector as the backend keeps it
 # Keys and values of the tokens so far, as the backend keeps them: ``length`` of ``capacity`` positions are filled.
 KVCache = Any
 
+# Runs tokens at the next positions of a cache; logits after the last of them. Tokens are ids of the host, or the
+# backend's own array of them.
+Forward = Callable[[Any, KVCache], Array]
+
 
 class Sampler(Protocol):
-    """Chooses tokens; remembers the draws made and the tokens seen."""
+    """Chooses tokens for ``Backend.decode``; remembers the draws made and the tokens seen."""
 
     def see(self, tokens: Sequence[int]) -> None:
         """Count tokens of the prompt, for the repetition penalty."""
-
-    def sample(self, logits: NDArray[np.float32]) -> int:
-        """The next token, from logits [vocab_size]; it counts as seen."""
-        ...
 
 
 class Backend(Protocol):
@@ -47,8 +47,8 @@ class Backend(Protocol):
 
     def sampler(self, params: SamplingParams, vocab_size: int) -> Sampler: ...
 
-    def embedding(self, table: Weight, tokens: Sequence[int]) -> Array:
-        """Rows ``tokens`` of the table: x [n, dim]."""
+    def embedding(self, table: Weight, tokens: Any, cache: KVCache) -> Array:
+        """Rows ``tokens`` of the table: x [n, dim]. The first operation of a call."""
 
     def rmsnorm_qkv_rope(
         self,
@@ -66,7 +66,7 @@ class Backend(Protocol):
         Returns q [n, n_heads, head_dim]. Does not move ``cache.length``: all layers of a step share it.
         """
 
-    def attention(self, q: Array, cache: KVCache, layer: int) -> Array:
+    def attention(self, q: Array, cache: KVCache, layer: int, config: ModelConfig) -> Array:
         """Causal attention of n queries at positions cache.length ... over the cache: [n, n_heads * head_dim]."""
 
     def linear_add(self, residual: Array, x: Array, w: Weight) -> Array:
@@ -75,5 +75,20 @@ class Backend(Protocol):
     def rmsnorm_gate_up_swiglu(self, x: Array, norm: Weight, w_gate: Weight, w_up: Weight, eps: float) -> Array:
         """silu(h @ w_gate.T) * (h @ w_up.T) with h = rmsnorm(x) * norm: [n, hidden_dim]."""
 
-    def rmsnorm_head(self, x: Array, norm: Weight, w: Weight, eps: float) -> NDArray[np.float32]:
-        """Logits, float32 on the host: (rmsnorm(x) * norm) @ w.T, [n, vocab_size]."""
+    def rmsnorm_head(self, x: Array, norm: Weight, w: Weight, eps: float, n_logits: int) -> Array:
+        """Logits of the last ``n_logits`` rows of x: (rmsnorm(x) * norm) @ w.T, [n_logits, vocab_size]."""
+
+    def to_host(self, logits: Array, vocab_size: int) -> NDArray[np.float32]:
+        """Logits as a NumPy array [n_logits, vocab_size], good until the next call."""
+        ...
+
+    def wait(self) -> None:
+        """Return once all work so far is done: for clocks and progress bars."""
+
+    def decode(self, forward: Forward, cache: KVCache, sampler: Any, logits: Array, n_tokens: int) -> Iterator[int]:
+        """Sample a token from the last row of ``logits``, run it, sample the next: n_tokens in all.
+
+        As each is given, ``cache.length`` counts the tokens before it. The last one is not run. Tokens may be computed
+        ahead of those taken; leaving early drops them. Raises LlamaGPUError for logits that are not numbers.
+        """
+        ...

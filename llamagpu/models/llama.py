@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from llamagpu.backends.protocol import Backend, KVCache, Weight
+from llamagpu.backends.protocol import Array, Backend, KVCache, Weight
 from llamagpu.checkpoint import Checkpoint
 
 
@@ -30,10 +30,16 @@ class Layer:
 class Llama:
     """A pre-norm decoder with grouped-query attention, RoPE and SwiGLU. Its only state is the KV cache it is given."""
 
-    def __init__(self, checkpoint: Checkpoint, backend: Backend) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, backend: Backend, on_loaded_bytes: Callable[[int], None] = lambda n: None
+    ) -> None:
+        """on_loaded_bytes: called with the size of each weight once the backend has it."""
         self.config = checkpoint.config
         self.backend = backend
-        weights = {name: backend.weight(tensor) for name, tensor in checkpoint.tensors.items()}
+        weights: dict[str, Weight] = {}
+        for name, tensor in checkpoint.tensors.items():
+            weights[name] = backend.weight(tensor)
+            on_loaded_bytes(tensor.nbytes)
         self.embedding = weights["tok_embeddings.weight"]
         self.norm = weights["norm.weight"]
         self.head = self.embedding if self.config.tied_head else weights["output.weight"]
@@ -52,19 +58,22 @@ class Llama:
             for i in range(self.config.n_layers)
         ]
 
-    def forward(self, tokens: Sequence[int], cache: KVCache, n_logits: int = 1) -> NDArray[np.float32]:
-        """Run n tokens at the next n positions; logits after the last ``n_logits`` of them, [n_logits, vocab_size]."""
+    def forward(self, tokens: Any, cache: KVCache, n_logits: int = 1) -> Array:
+        """Run n tokens at the next n positions; logits after the last ``n_logits`` of them, [n_logits, vocab_size].
+
+        tokens: ids, or the backend's own array of them.
+        """
         with np.errstate(all="ignore"):  # damaged weights overflow: the sampler says so, in one line
             return self._forward(tokens, cache, n_logits)
 
-    def _forward(self, tokens: Sequence[int], cache: KVCache, n_logits: int) -> NDArray[np.float32]:
+    def _forward(self, tokens: Any, cache: KVCache, n_logits: int) -> Array:
         backend, config = self.backend, self.config
         assert cache.length + len(tokens) <= cache.capacity, "the caller keeps within the context"
-        x = backend.embedding(self.embedding, tokens)
+        x = backend.embedding(self.embedding, tokens, cache)
         for i, layer in enumerate(self.layers):
             q = backend.rmsnorm_qkv_rope(x, layer.attention_norm, layer.wq, layer.wk, layer.wv, cache, i, config)
-            x = backend.linear_add(x, backend.attention(q, cache, i), layer.wo)
+            x = backend.linear_add(x, backend.attention(q, cache, i, config), layer.wo)
             h = backend.rmsnorm_gate_up_swiglu(x, layer.ffn_norm, layer.w_gate, layer.w_up, config.norm_eps)
             x = backend.linear_add(x, h, layer.w_down)
         cache.length += len(tokens)
-        return backend.rmsnorm_head(x[len(tokens) - n_logits :], self.norm, self.head, config.norm_eps)
+        return backend.rmsnorm_head(x, self.norm, self.head, config.norm_eps, n_logits)

@@ -5,9 +5,8 @@ Everything is float32; 8-bit weights stay 8-bit in memory. One file per kernel f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from llamagpu.backends.cpu.rmsnorm import rmsnorm
 from llamagpu.backends.cpu.rope import rope, rope_angles
 from llamagpu.backends.cpu.sample import sample
 from llamagpu.backends.cpu.swiglu import swiglu
+from llamagpu.backends.protocol import Forward
 from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
 from llamagpu.errors import UsageError
@@ -79,7 +79,7 @@ class CPUBackend:
     def sampler(self, params: SamplingParams, vocab_size: int) -> CPUSampler:
         return CPUSampler(params, vocab_size)
 
-    def embedding(self, table: Weight, tokens: Sequence[int]) -> Floats:
+    def embedding(self, table: Weight, tokens: Sequence[int], cache: CPUCache) -> Floats:
         return embedding(table, np.asarray(tokens, np.int64))
 
     def rmsnorm_qkv_rope(
@@ -103,7 +103,7 @@ class CPUBackend:
         cache.values[layer, :, start : start + n] = v.transpose(1, 0, 2)
         return q
 
-    def attention(self, q: Floats, cache: CPUCache, layer: int) -> Floats:
+    def attention(self, q: Floats, cache: CPUCache, layer: int, config: ModelConfig) -> Floats:
         return attention(q, cache.keys[layer], cache.values[layer], cache.length)
 
     def linear_add(self, residual: Floats, x: Floats, w: Weight) -> Floats:
@@ -114,5 +114,20 @@ class CPUBackend:
         h = rmsnorm(x, norm, eps)
         return swiglu(linear(h, w_gate), linear(h, w_up))
 
-    def rmsnorm_head(self, x: Floats, norm: Floats, w: Weight, eps: float) -> NDArray[Any]:
-        return linear(rmsnorm(x, norm, eps), w)
+    def rmsnorm_head(self, x: Floats, norm: Floats, w: Weight, eps: float, n_logits: int) -> Floats:
+        return linear(rmsnorm(x[len(x) - n_logits :], norm, eps), w)
+
+    def to_host(self, logits: Floats, vocab_size: int) -> Floats:
+        return logits
+
+    def wait(self) -> None:
+        """Nothing runs behind the caller here."""
+
+    def decode(
+        self, forward: Forward, cache: CPUCache, sampler: CPUSampler, logits: Floats, n_tokens: int
+    ) -> Iterator[int]:
+        for n_made in range(n_tokens):
+            token = sampler.sample(logits[-1])
+            yield token
+            if n_made + 1 < n_tokens:
+                logits = forward([token], cache)

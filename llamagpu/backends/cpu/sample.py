@@ -11,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.errors import LlamaGPUError
-from llamagpu.sampling import SamplingParams, random_u64
+from llamagpu.sampling import (
+    DAMAGED_LOGITS,
+    LARGEST_INVERSE_TEMPERATURE,
+    WEIGHT_BITS,
+    SamplingParams,
+    random_u64,
+)
 
 LOG2_E = np.float32(1.4426950408889634)
 # 2^f on [0, 1): Chebyshev interpolant of degree 6 with float32 coefficients, relative error below 1e-7.
@@ -22,8 +28,6 @@ EXP2_COEFFICIENTS = tuple(
         0.009684186428785324, 0.0012391331838443875, 0.00021865784947294742,
     )
 )  # fmt: skip
-WEIGHT_BITS = 40  # the weight of the most likely token is 2^40; one of 2^-40 its probability gets 0
-LARGEST_INVERSE_TEMPERATURE = 1e30
 
 
 def exp_weights(
@@ -84,7 +88,7 @@ def sample(logits: NDArray[np.float32], counts: NDArray[np.int32], params: Sampl
     """
     largest = logits.max()
     if not np.isfinite(largest):  # max is NaN where any logit is; -inf alone is a masked token
-        raise LlamaGPUError("the model computed logits that are not numbers: its weights are damaged")
+        raise LlamaGPUError(DAMAGED_LOGITS)
     if params.repetition_penalty != 1:
         logits = penalize(logits, counts, params.repetition_penalty)
         largest = logits.max()

@@ -1,0 +1,173 @@
+// Causal attention of n new tokens over the KV cache, which already holds their keys and values.
+//
+//     out = softmax(q k^T * scale) v, where the token at row i sees positions 0 ... *position + i
+//
+// One family for decoding and for prompts: the queries that share a key head (group = n_heads / n_kv_heads of each token)
+// are one list of n * group rows, row r being token r / group, and a block takes ROWS of them, so each key and value that
+// it loads serves ROWS queries. While decoding there are few rows, so the keys are split over many blocks
+// (attention_split), whose partial results are then put together in order (attention_merge).
+//
+// Shapes    q float32 [n][n_heads * head_dim], padded; keys, values of type KV [n_kv_heads][capacity][padded(head_dim)];
+//           partial float32 [n_splits][n][n_heads][padded(head_dim)]: sums of exp(score - largest) * v;
+//           stats float2 [n_splits][n][n_heads]: the largest score, the sum of exp(score - largest);
+//           out float32 [n][n_heads * head_dim], padded. head_dim at most 1024.
+// Bytes     keys and values once per ROWS rows; partial is written and read once.
+#include "common.cuh"
+
+constexpr int ATTENTION_THREADS = 128;
+constexpr int ATTENTION_WARPS = ATTENTION_THREADS / WARP;
+constexpr int TILE = 64;  // keys between two barriers
+constexpr int MERGE_THREADS = 64;
+
+// Grid (ceil(n * group / ROWS), n_kv_heads, n_splits). Split s takes an equal share of the keys that the block's last row
+// sees, in whole tiles. Per tile: (1) scores: a group of lanes per key, each lane 8 elements at a time; (2) a warp per row
+// updates largest and sum, scores become weights; (3) values: threads are (key lane, 8 elements), each adds up its keys
+// for all rows in registers. At the end the key lanes are added in order.
+// Shared memory: shared_floats() of backends/cuda/attention.py: the larger of q [ROWS][stride] and the key lanes' sums
+// [key lanes][ROWS][stride], which follow q in the same place, then weights [ROWS][TILE].
+template <class KV, int ROWS>
+__global__ void __launch_bounds__(ATTENTION_THREADS, 1)
+    attention_split(const float* __restrict__ q, const KV* __restrict__ keys, const KV* __restrict__ values,
+                    const int* __restrict__ position, float* __restrict__ partial, float2* __restrict__ stats, int n,
+                    int n_heads, int n_kv_heads, int head_dim, int capacity, float scale) {
+    extern __shared__ float4 shared4[];
+    __shared__ float largest[ROWS], sum[ROWS], correction[ROWS];
+    const int stride = padded(head_dim), n_vectors = stride / 8, n_key_lanes = ATTENTION_THREADS / n_vectors;
+    float* rows = reinterpret_cast<float*>(shared4);
+    float* weights = rows + ROWS * stride * n_key_lanes;
+    const int thread = threadIdx.x, warp = thread / WARP, lane = thread % WARP;
+    const int group = n_heads / n_kv_heads, kv_head = blockIdx.y, split = blockIdx.z, n_splits = gridDim.z;
+    const int first_row = blockIdx.x * ROWS, n_rows = min(ROWS, n * group - first_row), start = *position;
+
+    // index of a row's query head among all of all tokens, and how many keys the row sees
+    auto query = [&](int row) { return (first_row + row) / group * n_heads + kv_head * group + (first_row + row) % group; };
+    auto visible = [&](int row) { return start + (first_row + row) / group + 1; };
+
+    const int n_keys = visible(n_rows - 1);
+    const int per_split = ((n_keys + n_splits - 1) / n_splits + TILE - 1) / TILE * TILE;
+    const int begin = split * per_split, end = min(begin + per_split, n_keys);
+    if (begin >= end) {  // more splits than tiles: tell the merge to skip this one
+        if (thread < n_rows)
+            stats[static_cast<size_t>(split) * n * n_heads + query(thread)] = make_float2(NEGATIVE_INFINITY, 0.f);
+        return;
+    }
+    keys += static_cast<size_t>(kv_head) * capacity * stride;
+    values += static_cast<size_t>(kv_head) * capacity * stride;
+
+    for (int i = thread; i < ROWS * stride; i += ATTENTION_THREADS) {
+        const int row = i / stride, d = i % stride;
+        float value = 0.f;
+        if (row < n_rows && d < head_dim) {
+            const int index = query(row);
+            value = q[static_cast<size_t>(index / n_heads) * padded(n_heads * head_dim) + index % n_heads * head_dim + d];
+        }
+        rows[i] = value * scale;
+    }
+    if (thread < ROWS) largest[thread] = NEGATIVE_INFINITY, sum[thread] = 0.f;
+    __syncthreads();
+
+    int lanes_per_key = 2;  // a power of two, enough for a key's 16-byte pieces where a warp has them
+    while (lanes_per_key < n_vectors && lanes_per_key < WARP) lanes_per_key *= 2;
+    const int key_in_warp = lane / lanes_per_key, part = lane % lanes_per_key, keys_per_warp = WARP / lanes_per_key;
+    const int key_lane = thread / n_vectors, vector = thread % n_vectors;
+    float sums[ROWS][8] = {};
+
+    for (int base = begin; base < end; base += TILE) {
+        const int tile = min(TILE, end - base);
+        for (int key = warp * keys_per_warp + key_in_warp; key < TILE; key += ATTENTION_WARPS * keys_per_warp) {
+            float dots[ROWS] = {};
+            if (key < tile) {
+                for (int d = part * 8; d < stride; d += lanes_per_key * 8) {
+                    float k[8];
+                    load8(keys + static_cast<size_t>(base + key) * stride + d, k);
+#pragma unroll
+                    for (int row = 0; row < ROWS; row++) {
+                        float of_row[8];
+                        load8(rows + row * stride + d, of_row);
+#pragma unroll
+                        for (int i = 0; i < 8; i++) dots[row] = fmaf(of_row[i], k[i], dots[row]);
+                    }
+                }
+            }
+#pragma unroll
+            for (int row = 0; row < ROWS; row++) {
+                for (int offset = lanes_per_key / 2; offset > 0; offset /= 2)
+                    dots[row] += __shfl_xor_sync(ALL_LANES, dots[row], offset);
+                const bool seen = key < tile && base + key < visible(row);
+                if (part == 0) weights[row * TILE + key] = seen ? dots[row] : NEGATIVE_INFINITY;
+            }
+        }
+        __syncthreads();
+        for (int row = warp; row < ROWS; row += ATTENTION_WARPS) {
+            const float low = weights[row * TILE + lane], high = weights[row * TILE + WARP + lane];
+            const float before = largest[row], now = fmaxf(before, warp_max(fmaxf(low, high)));
+            const bool none = now == NEGATIVE_INFINITY;  // this row has seen no key so far
+            const float low_weight = none ? 0.f : expf(low - now), high_weight = none ? 0.f : expf(high - now);
+            const float total = warp_sum(low_weight + high_weight);
+            weights[row * TILE + lane] = low_weight;
+            weights[row * TILE + WARP + lane] = high_weight;
+            __syncwarp();
+            if (lane == 0) {
+                correction[row] = none ? 1.f : expf(before - now);
+                sum[row] = sum[row] * correction[row] + total;
+                largest[row] = now;
+            }
+        }
+        __syncthreads();
+        if (key_lane < n_key_lanes) {
+#pragma unroll
+            for (int row = 0; row < ROWS; row++)
+#pragma unroll
+                for (int i = 0; i < 8; i++) sums[row][i] *= correction[row];
+            for (int key = key_lane; key < tile; key += n_key_lanes) {
+                float v[8];
+                load8(values + static_cast<size_t>(base + key) * stride + vector * 8, v);
+#pragma unroll
+                for (int row = 0; row < ROWS; row++) {
+                    const float weight = weights[row * TILE + key];
+#pragma unroll
+                    for (int i = 0; i < 8; i++) sums[row][i] = fmaf(weight, v[i], sums[row][i]);
+                }
+            }
+        }
+        __syncthreads();
+    }
+
+    if (key_lane < n_key_lanes)
+#pragma unroll
+        for (int row = 0; row < ROWS; row++)
+#pragma unroll
+            for (int i = 0; i < 8; i++) rows[(key_lane * ROWS + row) * stride + vector * 8 + i] = sums[row][i];
+    __syncthreads();
+    for (int i = thread; i < n_rows * stride; i += ATTENTION_THREADS) {
+        const int row = i / stride, d = i % stride;
+        float total = 0.f;
+        for (int k = 0; k < n_key_lanes; k++) total += rows[(k * ROWS + row) * stride + d];
+        partial[(static_cast<size_t>(split) * n * n_heads + query(row)) * stride + d] = total;
+    }
+    if (thread < n_rows)
+        stats[static_cast<size_t>(split) * n * n_heads + query(thread)] = make_float2(largest[thread], sum[thread]);
+}
+
+// Grid n * n_heads, block MERGE_THREADS: a thread per element of a head. Splits are added in order.
+extern "C" __global__ void __launch_bounds__(MERGE_THREADS)
+    attention_merge(const float* __restrict__ partial, const float2* __restrict__ stats, float* __restrict__ out,
+                    int n_splits, int n, int n_heads, int head_dim) {
+    const int query = blockIdx.x, n_queries = n * n_heads, stride = padded(head_dim);
+    float largest = NEGATIVE_INFINITY;
+    for (int split = 0; split < n_splits; split++)
+        largest = fmaxf(largest, stats[static_cast<size_t>(split) * n_queries + query].x);
+    for (int d = threadIdx.x; d < head_dim; d += MERGE_THREADS) {
+        float total = 0.f, sum = 0.f;
+        for (int split = 0; split < n_splits; split++) {
+            const size_t index = static_cast<size_t>(split) * n_queries + query;
+            const float2 s = stats[index];
+            if (s.y == 0.f) continue;  // an empty split, whose partial result was never written
+            const float factor = expf(s.x - largest);
+            total = fmaf(factor, partial[index * stride + d], total);
+            sum = fmaf(factor, s.y, sum);
+        }
+        out[static_cast<size_t>(query / n_heads) * padded(n_heads * head_dim) + query % n_heads * head_dim + d] =
+            total / sum;
+    }
+}

@@ -1,0 +1,32 @@
+"""What a sequence keeps on the device: keys and values, where it is, and the token that comes next."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from llamagpu.backends.cpu.rope import rope_angles
+from llamagpu.backends.cuda.device import Device
+from llamagpu.backends.cuda.matrix import padded
+from llamagpu.config import ModelConfig
+
+MAX_PROMPT_CHUNK = 512  # tokens that one call may read
+
+
+class CUDACache:
+    """keys, values: float16 or float32 [n_layers, n_kv_heads, capacity, padded(head_dim)].
+
+    position: int32 [1], positions filled, as kernels see it; ``length`` is the host's count. The two agree except while
+    tokens are decoded ahead of the host. tokens: int32 [MAX_PROMPT_CHUNK], the tokens of a call; the first is where the
+    sampler puts the next one. angles: float32 [capacity, head_dim], cos then sin of RoPE.
+    """
+
+    def __init__(self, device: Device, config: ModelConfig, capacity: int, dtype: DTypeLike) -> None:
+        shape = (config.n_layers, config.n_kv_heads, capacity, padded(config.head_dim))
+        self.capacity, self.length = capacity, 0
+        self.keys = device.zeros(shape, dtype)
+        self.values = device.zeros(shape, dtype)
+        self.position = device.zeros((1,), np.int32)
+        self.tokens = device.zeros((MAX_PROMPT_CHUNK,), np.int32)
+        cos, sin = rope_angles(0, capacity, config.head_dim, config.rope_theta)
+        self.angles = device.upload(np.concatenate([cos, sin], axis=1))

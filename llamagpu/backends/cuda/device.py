@@ -1,0 +1,82 @@
+"""What the CUDA backend needs of a device, and nothing more: memory, kernels, graphs, events.
+
+Two implementations: CuPy on a GPU (cupy_device.py), and the emulator of the tests (tests/cuda_on_cpu). Everything above
+this line, launch shapes and argument lists included, is the same on both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+# An array on the device: shape, dtype, nbytes, slices along the first axis and reshape, as of NumPy. cupy.ndarray on a
+# GPU; numpy.ndarray in the emulator.
+DeviceArray = Any
+
+# Loads of one launch: (grid, block, arguments, bytes of dynamic shared memory). Arguments are device arrays (passed as
+# pointers), NumPy scalars of the exact C type, or None for a null pointer.
+Launch = Callable[[tuple[int, ...], tuple[int, ...], Sequence[Any], int], None]
+
+
+class Event(Protocol):
+    def wait(self) -> None:
+        """Return once everything launched before the event has run."""
+
+
+class Graph(Protocol):
+    def launch(self) -> None:
+        """Run the captured launches again, in order, with the same arguments."""
+
+
+class Device(Protocol):
+    """One GPU and one stream on it. Work runs in the order it is given; only ``download`` and events wait for it."""
+
+    name: str
+    description: str
+    n_multiprocessors: int
+
+    def zeros(self, shape: Sequence[int], dtype: DTypeLike) -> DeviceArray: ...
+
+    def upload(self, array: NDArray[Any]) -> DeviceArray:
+        """A new device array with a copy of ``array``."""
+        ...
+
+    def copy(self, target: DeviceArray, array: NDArray[Any]) -> None:
+        """Overwrite ``target`` with a host array of its size; ``array`` may be changed as soon as this returns."""
+
+    def download(self, array: DeviceArray) -> NDArray[Any]:
+        """A host copy, once all work before it is done."""
+        ...
+
+    def pinned(self, n: int, dtype: DTypeLike) -> tuple[NDArray[Any], DeviceArray]:
+        """Host memory that kernels can write: as the host sees it, and as an argument of kernels."""
+        ...
+
+    def kernel(self, family: str, instance: str) -> Launch:
+        """A compiled kernel. The first use of a family compiles it; later ones are quick."""
+        ...
+
+    def capture(self) -> AbstractContextManager[Callable[[], Graph]]:
+        """Launches inside the block are not run but recorded; calling what it gives, after it, is the graph.
+
+        Inside, nothing may be allocated or copied, and every kernel must have been launched once before.
+        """
+        ...
+
+    def event(self) -> Event:
+        """An event after all work so far."""
+        ...
+
+
+def i32(value: int) -> np.int32:
+    """A C int argument."""
+    return np.int32(value)
+
+
+def f32(value: float) -> np.float32:
+    """A C float argument."""
+    return np.float32(value)

@@ -1,0 +1,62 @@
+"""The CUDA sources: where they are, their text as one piece, and every instance of every template.
+
+A family is one file of kernels/; an instance is a C++ name such as ``linear<F16, 4>``. Whoever compiles kernels (CuPy
+on a GPU, g++ in the emulator, NVRTC in the tests) takes the text and the names from here.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+from llamagpu.errors import LlamaGPUError
+
+WEIGHTS = ("F32", "F16", "Q8", "Q8Flat")  # structs of kernels/weights.cuh
+KV_TYPES = ("float", "__half")
+MAX_COLUMNS = {"F32": 8, "F16": 8, "Q8": 8, "Q8Flat": 1}  # of one pass over the weights
+ROWS = (1, 2, 4, 8)  # queries of one attention block
+
+INSTANCES: dict[str, tuple[str, ...]] = {
+    "embedding": tuple(f"embedding<{w}>" for w in WEIGHTS),
+    "rmsnorm": ("add_rmsnorm",),
+    "linear": tuple(f"linear<{w}, {c}>" for w in WEIGHTS for c in range(1, MAX_COLUMNS[w] + 1)),
+    "qkv_rope": tuple(
+        f"qkv_rope<{w}, {kv}, {c}>" for w in WEIGHTS for kv in KV_TYPES for c in range(1, MAX_COLUMNS[w] + 1)
+    ),
+    "attention": (*(f"attention_split<{kv}, {rows}>" for kv in KV_TYPES for rows in ROWS), "attention_merge"),
+    "gate_up": tuple(f"gate_up<{w}, {c}>" for w in WEIGHTS for c in range(1, MAX_COLUMNS[w] + 1)),
+    "sample": ("sample_scan", "sample_pick"),
+}
+
+
+def kernel_folder() -> Path | None:
+    """The CUDA sources: inside an installed package, or at the top of a checkout."""
+    package = Path(__file__).parent.parent.parent
+    return next((folder for folder in (package / "kernels", package.parent / "kernels") if folder.is_dir()), None)
+
+
+@cache
+def source(family: str) -> str:
+    """Text of kernels/{family}.cu with our own headers put in where they are included.
+
+    One piece, because CuPy's kernel cache does not look at the content of included files: an edited header would be
+    answered with the old machine code. #line directives keep the compiler's messages true.
+    """
+    folder = kernel_folder()
+    if folder is None:
+        raise LlamaGPUError("the folder of CUDA kernels is missing: reinstall llamagpu")
+    seen: set[str] = set()
+
+    def text(name: str) -> str:
+        lines = []
+        for number, line in enumerate((folder / name).read_text().splitlines(), start=1):
+            included = re.fullmatch(r'#include "([\w.]+)"', line)
+            if included and included[1] not in seen:
+                seen.add(included[1])
+                lines += [f'#line 1 "{included[1]}"', text(included[1]), f'#line {number + 1} "{name}"']
+            else:
+                lines.append("" if included or line == "#pragma once" else line)
+        return "\n".join(lines)
+
+    return f'#line 1 "{family}.cu"\n{text(f"{family}.cu")}\n'

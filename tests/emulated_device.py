@@ -1,0 +1,153 @@
+"""The emulator as a device: NumPy buffers, kernels compiled by g++, the same driver code above as on a GPU.
+
+Stricter than a GPU where that finds mistakes: every array stands between guard bands that are looked at after each
+launch and whose bits are NaN, memory that was not asked to be zero is NaN, and while a graph is captured, allocation,
+copies and kernels that never ran are errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from llamagpu.backends.cuda.device import Graph, Launch
+from llamagpu.backends.cuda.kernels import INSTANCES, source
+from tests.cuda_on_cpu.build import EmulatorError, Module
+
+GUARD_BYTES = 512
+GUARD = 0xFF  # all bits set is NaN in every float type
+
+
+def guarded(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+    """An array of NaN bits, 256-byte aligned as CuPy's are, with GUARD_BYTES of the same before and after it."""
+    n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    whole = np.full(n_bytes + 2 * GUARD_BYTES + 256, GUARD, np.uint8)
+    start = GUARD_BYTES + -(whole.ctypes.data + GUARD_BYTES) % 256
+    return whole[start : start + n_bytes].view(dtype).reshape(shape)
+
+
+def whole_of(array: NDArray[Any]) -> NDArray[np.uint8] | None:
+    """The allocation that an array of ``guarded`` is part of."""
+    base: Any = array
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    return base if base.dtype == np.uint8 else None
+
+
+class EmulatedEvent:
+    def wait(self) -> None:
+        """Everything runs at once here."""
+
+
+class EmulatedGraph:
+    def __init__(self, launches: list[Callable[[], None]]) -> None:
+        self.launches = launches
+
+    def launch(self) -> None:
+        for launch in self.launches:
+            launch()
+
+
+class EmulatedDevice:
+    """llamagpu.backends.cuda.device.Device on the CPU. seed: order of threads and blocks; 0: first come, first served.
+
+    check: run the checking build (races, bounds, reads of what was never written).
+    """
+
+    name = "emulator"
+    description = "the CUDA emulator"
+    n_multiprocessors = 3  # a few blocks per attention head, and not a round number
+
+    def __init__(self, seed: int = 0, check: bool = False, sources: Callable[[str], str] = source) -> None:
+        self.seed, self.check, self.sources = seed, check, sources
+        self.modules: dict[tuple[str, str], Module] = {}
+        self.recorded: list[Callable[[], None]] | None = None
+        self.allocations: dict[int, tuple[NDArray[np.uint8], int, int]] = {}
+        self.n_launches = 0
+
+    def empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+        """Memory as cudaMalloc gives it: anything may be in it."""
+        self._not_while_capturing("allocation")
+        array = guarded(shape, dtype)
+        whole = whole_of(array)
+        assert whole is not None
+        start = array.ctypes.data - whole.ctypes.data
+        self.allocations[whole.ctypes.data] = (whole, start, start + array.nbytes)
+        return array
+
+    def zeros(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+        array = self.empty(shape, dtype)
+        array[...] = np.zeros((), dtype)
+        return array
+
+    def upload(self, array: NDArray[Any]) -> NDArray[Any]:
+        copy = self.empty(array.shape, array.dtype)
+        copy[...] = array
+        return copy
+
+    def copy(self, target: NDArray[Any], array: NDArray[Any]) -> None:
+        self._not_while_capturing("a copy")
+        assert target.shape == array.shape, "a copy of another size"
+        assert target.dtype == array.dtype, "a copy of another type"
+        target[...] = array
+
+    def download(self, array: NDArray[Any]) -> NDArray[Any]:
+        self._not_while_capturing("a copy")
+        return array.copy()
+
+    def pinned(self, n: int, dtype: DTypeLike) -> tuple[NDArray[Any], NDArray[Any]]:
+        array = self.zeros((n,), dtype)
+        return array, array
+
+    def kernel(self, family: str, instance: str) -> Launch:
+        assert instance in INSTANCES[family], f"{instance} is not in the list of instances"
+        key = (family, instance)
+        if key not in self.modules:
+            self._not_while_capturing("the first use of a kernel")
+            self.modules[key] = Module(f"{family}.cu", self.sources(family), [instance], check=self.check)
+        module = self.modules[key]
+        function = module.function(instance)
+
+        def launch(grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared_memory: int = 0) -> None:
+            def run() -> None:
+                module.configure(seed=self.seed)
+                function(grid, block, args, shared_memory)
+                self._check_guards(instance, args)
+                self.n_launches += 1
+
+            if self.recorded is None:
+                run()
+            else:
+                self.recorded.append(run)
+
+        return launch
+
+    @contextmanager
+    def capture(self) -> Iterator[Callable[[], Graph]]:
+        self.recorded = launches = []
+        try:
+            yield lambda: EmulatedGraph(launches)
+        finally:
+            self.recorded = None
+
+    def event(self) -> EmulatedEvent:
+        return EmulatedEvent()
+
+    def _not_while_capturing(self, what: str) -> None:
+        if self.recorded is not None:
+            raise EmulatorError(f"{what} while a graph is captured")
+
+    def _check_guards(self, instance: str, args: Sequence[Any]) -> None:
+        for i, arg in enumerate(args):
+            if not isinstance(arg, np.ndarray):
+                continue
+            whole = whole_of(arg)
+            if whole is None or whole.ctypes.data not in self.allocations:
+                raise EmulatorError(f"{instance}: argument {i} is memory that this device did not allocate")
+            _, start, stop = self.allocations[whole.ctypes.data]
+            if (whole[:start] != GUARD).any() or (whole[stop:] != GUARD).any():
+                raise EmulatorError(f"{instance}: wrote outside argument {i}")
