@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from llamagpu import __version__
+from llamagpu.backends.cuda.kernels import kernel_folder
 from llamagpu.checkpoint import Checkpoint
 from llamagpu.devices import choose_device, cpu_description, peak_memory_bytes, why_no_gpu
 from llamagpu.errors import LlamaGPUError, UsageError, printable
@@ -259,7 +260,7 @@ def doctor() -> None:
         ("GPUs", str(n_gpus)),
         ("CuPy", installed("cupy-cuda12x", "cupy-cuda13x", "cupy")),
         ("kernels", str(kernels) if kernels else "missing: reinstall llamagpu"),
-        ("GPU", why_no_gpu(0)),
+        ("GPU", why_no_gpu(0) or "ready"),
     ]
     rows.append(("will run on", choose_device("auto").description))
     try:
@@ -272,12 +273,6 @@ def doctor() -> None:
         print(f"{name:<13} {value}")
     if failed:
         raise failed
-
-
-def kernel_folder() -> Path | None:
-    """The CUDA sources: inside an installed package, or at the top of a checkout."""
-    package = Path(__file__).parent
-    return next((folder for folder in (package / "kernels", package.parent / "kernels") if folder.is_dir()), None)
 
 
 def installed(*names: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llamagpu.backends.protocol import Backend
 from llamagpu.errors import DeviceError, UsageError, first_line
-from llamagpu.gpu_driver import count_gpus
+from llamagpu.gpu_driver import count_gpus, gpu_name
 
 
 @dataclass(frozen=True)
@@ -22,40 +22,50 @@ class Device:
     why_not_gpu: str
 
     def backend(self) -> Backend:
-        from llamagpu.backends.cpu import CPUBackend
+        if self.name == "cpu":
+            from llamagpu.backends.cpu import CPUBackend
 
-        return CPUBackend()
+            return CPUBackend()
+        from llamagpu.backends.cuda import CUDABackend
+        from llamagpu.backends.cuda.cupy_device import CuPyDevice
+
+        return CUDABackend(CuPyDevice(int(self.name.removeprefix("cuda:"))))
 
 
 def choose_device(name: str = "auto") -> Device:
     """Device for "auto", "cuda", "cuda:N" or "cpu". A GPU that was asked for but cannot be used raises DeviceError."""
     if name == "cpu":
         return Device("cpu", f"the CPU ({cpu_description()})", "asked for")
-    if name == "auto":
-        return Device("cpu", f"the CPU ({cpu_description()})", why_no_gpu(0))
-    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", name)
+    match = re.fullmatch(r"auto|cuda(?::(\d{1,3}))?", name)
     if not match:
         raise UsageError(f"device must be auto, cuda, cuda:N or cpu, not {name!r}")
-    reason = why_no_gpu(int(match[1] or 0))
+    index = int(match[1] or 0)
+    reason = why_no_gpu(index)
+    if not reason:
+        return Device(f"cuda:{index}", f"GPU {index} ({gpu_name(index)})", "")
+    if name == "auto":
+        return Device("cpu", f"the CPU ({cpu_description()})", reason)
     raise DeviceError(f"--device {name} cannot be used: {reason} (--device cpu runs on the CPU)")
 
 
 def why_no_gpu(index: int) -> str:
-    """Why GPU ``index`` cannot be used: the driver, the device, CuPy, or this version of llamagpu."""
+    """Why GPU ``index`` cannot be used: the driver, the device or CuPy. Empty if it can."""
     count, reason = count_gpus()
     if reason:
         return reason
     if index >= count:
         return f"there is no GPU {index}: the driver shows {count}, numbered from 0"
     try:
-        import cupy  # noqa: F401
+        from llamagpu.backends.cuda.cupy_device import import_cupy
+
+        import_cupy()
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
         fix = 'pip install "llamagpu[cuda12]" or "llamagpu[cuda13]"'
         return f"CuPy is not installed: {fix}" if missing else f"CuPy does not import: {first_line(error)}"
     except Exception as error:  # CuPy's own start-up can fail in many ways; each is a reason, none a crash
         return f"CuPy does not import: {first_line(error)}"
-    return "a GPU and CuPy are here, but this version of llamagpu has no CUDA kernels yet"
+    return ""
 
 
 def cpu_description() -> str:

@@ -35,6 +35,15 @@ def count_gpus() -> tuple[int, str]:
     return count.value, "" if count.value else "the NVIDIA driver shows no device"
 
 
+def gpu_name(index: int) -> str:
+    """Name of a GPU that the driver shows, such as "NVIDIA H100 80GB HBM3"."""
+    driver = load_driver()
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    if driver is None or driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), index):
+        return "unknown"
+    return "unknown" if driver.cuDeviceGetName(name, len(name), device) else name.value.decode(errors="replace")
+
+
 def driver_version() -> int:
     """Newest CUDA version that the driver supports, as 1000 * major + 10 * minor; 0 where there is no driver."""
     driver = load_driver()

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from llamagpu.backends.cuda.device import Device
+from llamagpu.devices import why_no_gpu
+from tests.emulated_device import EmulatedDevice, reason_for_no_emulator
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes
 
 DEFAULT_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -29,3 +32,24 @@ def small_model(tmp_path: Path) -> Path:
     path.write_bytes(v0_bytes(shape, random_weights(shape)))
     (tmp_path / "tokenizer.bin").write_bytes(tokenizer_bin())
     return path
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "device" in metafunc.fixturenames:
+        asked = "gpu" in str(metafunc.config.getoption("-m"))
+        devices = [pytest.param("gpu", marks=pytest.mark.gpu)] if asked or not why_no_gpu(0) else []
+        metafunc.parametrize("device", ["emulator", *devices], indirect=True)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> Device:
+    """What kernels run on: the emulator always, and a GPU where there is one or `-m gpu` asks for it."""
+    if request.param == "emulator":
+        if reason := reason_for_no_emulator():
+            pytest.skip(reason)
+        return EmulatedDevice()
+    if reason := why_no_gpu(0):
+        pytest.skip(f"no GPU: {reason}")
+    from tests.guarded_gpu import GuardedGPU
+
+    return GuardedGPU.shared()

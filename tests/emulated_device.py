@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,15 @@ from numpy.typing import DTypeLike, NDArray
 
 from llamagpu.backends.cuda.device import Graph, Launch
 from llamagpu.backends.cuda.kernels import INSTANCES, source
-from tests.cuda_on_cpu.build import EmulatorError, Module
+from tests.cuda_on_cpu.build import EmulatorError, Module, have_compiler
 
 GUARD_BYTES = 512
 GUARD = 0xFF  # all bits set is NaN in every float type
+
+
+def reason_for_no_emulator() -> str:
+    """Why kernels cannot be run on this CPU; empty if they can."""
+    return "" if have_compiler() else "no C++ compiler: the emulator needs g++ (CXX names another)"
 
 
 def guarded(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
@@ -36,6 +42,11 @@ def whole_of(array: NDArray[Any]) -> NDArray[np.uint8] | None:
     while isinstance(base.base, np.ndarray):
         base = base.base
     return base if base.dtype == np.uint8 else None
+
+
+@cache
+def load(family: str, text: str, instances: tuple[str, ...], check: bool) -> Module:
+    return Module(f"{family}.cu", text, instances, check=check)
 
 
 class EmulatedEvent:
@@ -55,16 +66,23 @@ class EmulatedGraph:
 class EmulatedDevice:
     """llamagpu.backends.cuda.device.Device on the CPU. seed: order of threads and blocks; 0: first come, first served.
 
-    check: run the checking build (races, bounds, reads of what was never written).
+    check: run the checking build (races, bounds, reads of what was never written). sources: text of a family.
+    instances: what to compile along with an instance of a family; compiling takes longer than running.
     """
 
     name = "emulator"
     description = "the CUDA emulator"
     n_multiprocessors = 3  # a few blocks per attention head, and not a round number
 
-    def __init__(self, seed: int = 0, check: bool = False, sources: Callable[[str], str] = source) -> None:
-        self.seed, self.check, self.sources = seed, check, sources
-        self.modules: dict[tuple[str, str], Module] = {}
+    def __init__(
+        self,
+        seed: int = 0,
+        check: bool = False,
+        sources: Callable[[str], str] = source,
+        instances: Callable[[str], tuple[str, ...]] | None = None,
+    ) -> None:
+        self.seed, self.check, self.sources, self.instances = seed, check, sources, instances
+        self.used: set[str] = set()
         self.recorded: list[Callable[[], None]] | None = None
         self.allocations: dict[int, tuple[NDArray[np.uint8], int, int]] = {}
         self.n_launches = 0
@@ -104,12 +122,15 @@ class EmulatedDevice:
         return array, array
 
     def kernel(self, family: str, instance: str) -> Launch:
-        assert instance in INSTANCES[family], f"{instance} is not in the list of instances"
-        key = (family, instance)
-        if key not in self.modules:
+        assert self.instances or instance in INSTANCES[family], f"{instance} is not in the list of instances"
+        if instance not in self.used:
             self._not_while_capturing("the first use of a kernel")
-            self.modules[key] = Module(f"{family}.cu", self.sources(family), [instance], check=self.check)
-        module = self.modules[key]
+            self.used.add(instance)
+        # the checking build is slow to compile, so it is made of what is used; the plain one of whole families
+        instances = (instance,) if self.check else INSTANCES.get(family, ())
+        if self.instances:
+            instances = self.instances(family)
+        module = load(family, self.sources(family), instances, self.check)
         function = module.function(instance)
 
         def launch(grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared_memory: int = 0) -> None:
@@ -128,7 +149,8 @@ class EmulatedDevice:
 
     @contextmanager
     def capture(self) -> Iterator[Callable[[], Graph]]:
-        self.recorded = launches = []
+        launches: list[Callable[[], None]] = []
+        self.recorded = launches
         try:
             yield lambda: EmulatedGraph(launches)
         finally:

@@ -26,6 +26,13 @@ class FakeDriver:
         ctypes.cast(count, ctypes.POINTER(ctypes.c_int))[0] = self.n_gpus
         return 0
 
+    def cuDeviceGet(self, device: ctypes.c_void_p, index: int) -> int:
+        return 0
+
+    def cuDeviceGetName(self, name: ctypes.Array[ctypes.c_char], size: int, device: ctypes.c_int) -> int:
+        name.value = b"Fake GPU"
+        return 0
+
     def cuDriverGetVersion(self, version: ctypes.c_void_p) -> int:
         ctypes.cast(version, ctypes.POINTER(ctypes.c_int))[0] = self.version
         return 0
@@ -65,9 +72,8 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         (None, "CuPy is not installed"),
         ("raise ImportError('libcudart.so.12 is missing')", "libcudart.so.12 is missing"),
         ("raise RuntimeError('two CuPys are installed\\nremove one')", "two CuPys are installed"),
-        ("", "no CUDA kernels yet"),
     ],
-    ids=["absent", "import error", "another error", "works"],
+    ids=["absent", "import error", "another error"],
 )
 def test_what_is_wrong_with_cupy(
     source: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -82,6 +88,17 @@ def test_what_is_wrong_with_cupy(
     assert reason in devices.choose_device("auto").why_not_gpu
     with pytest.raises(DeviceError):
         devices.choose_device("cuda:0")
+
+
+def test_a_gpu_that_can_be_used_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_driver(monkeypatch, FakeDriver(n_gpus=2))
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    (tmp_path / "cupy.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert devices.choose_device("auto") == devices.Device("cuda:0", "GPU 0 (Fake GPU)", "")
+    assert devices.choose_device("cuda").name == "cuda:0"
+    assert devices.choose_device("cuda:1").description == "GPU 1 (Fake GPU)"
+    assert devices.choose_device("cpu").why_not_gpu == "asked for"
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "", "cuda:1000"])

@@ -168,25 +168,28 @@ class CUDABackend:
         length, graph, kept = cache.length, None, []
         events = deque([device.event()])
         n_launched = 1
-        for n_read in range(n_tokens):
-            while n_launched < n_tokens and n_launched - n_read <= STEPS_AHEAD:
-                if n_launched == 1:
-                    step()  # once as it is: compiles what is new, makes the scratch arrays
-                elif graph is None:
-                    kept = list(self._scratch.values())  # the graph's own, whatever another sequence makes of them
-                    graph = capture(device, step)
-                    graph.launch()
-                else:
-                    graph.launch()
-                events.append(device.event())
-                n_launched += 1
-            events.popleft().wait()
-            made = int(sampler.ring[n_read % RING_SIZE])
-            if made < 0:
-                raise LlamaGPUError(DAMAGED_LOGITS)
-            cache.length = length + n_read  # what the token that is given next would be appended to
-            yield made
-        del kept
+        try:
+            for n_read in range(n_tokens):
+                while n_launched < n_tokens and n_launched - n_read <= STEPS_AHEAD:
+                    if n_launched == 1:
+                        step()  # once as it is: compiles what is new, makes the scratch arrays
+                    else:
+                        if graph is None:
+                            kept = list(self._scratch.values())  # the graph's own, should a longer prompt replace them
+                            graph = capture(device, step)
+                        graph.launch()
+                    events.append(device.event())
+                    n_launched += 1
+                events.popleft().wait()
+                made = int(sampler.ring[n_read % RING_SIZE])
+                if made < 0:
+                    raise LlamaGPUError(DAMAGED_LOGITS)
+                cache.length = length + n_read
+                yield made
+        finally:
+            if events:
+                events[-1].wait()  # the steps ahead write to memory that goes with this function
+            del kept
 
 
 def capture(device: Device, step: Callable[[], None]) -> Graph:

@@ -7,6 +7,7 @@ on a GPU, g++ in the emulator, NVRTC in the tests) takes the text and the names 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -36,21 +37,30 @@ def kernel_folder() -> Path | None:
     return next((folder for folder in (package / "kernels", package.parent / "kernels") if folder.is_dir()), None)
 
 
+def read_kernel_file(name: str) -> str:
+    folder = kernel_folder()
+    if folder is None:
+        raise LlamaGPUError("the folder of CUDA kernels is missing: reinstall llamagpu")
+    return (folder / name).read_text()
+
+
 @cache
 def source(family: str) -> str:
-    """Text of kernels/{family}.cu with our own headers put in where they are included.
+    """Text of kernels/{family}.cu with our own headers put in where they are included."""
+    return assemble(family, read_kernel_file)
+
+
+def assemble(family: str, read: Callable[[str], str]) -> str:
+    """The same from files that ``read`` gives by name.
 
     One piece, because CuPy's kernel cache does not look at the content of included files: an edited header would be
     answered with the old machine code. #line directives keep the compiler's messages true.
     """
-    folder = kernel_folder()
-    if folder is None:
-        raise LlamaGPUError("the folder of CUDA kernels is missing: reinstall llamagpu")
     seen: set[str] = set()
 
     def text(name: str) -> str:
         lines = []
-        for number, line in enumerate((folder / name).read_text().splitlines(), start=1):
+        for number, line in enumerate(read(name).splitlines(), start=1):
             included = re.fullmatch(r'#include "([\w.]+)"', line)
             if included and included[1] not in seen:
                 seen.add(included[1])

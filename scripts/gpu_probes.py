@@ -1,0 +1,224 @@
+"""What this GPU and its driver can do at best, and what a decode step makes of it: the numbers behind every claim.
+
+Each probe returns a dictionary of figures. Times are medians; CUDA events measure what the GPU does, a clock on the
+host what it costs to ask for it. Run by scripts/gpu_check.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from llamagpu.backends.cuda import CUDABackend
+from llamagpu.backends.cuda.cupy_device import CuPyDevice
+from llamagpu.checkpoint import Checkpoint, llama_shapes
+from llamagpu.config import ModelConfig
+from llamagpu.models.llama import Llama
+from llamagpu.sampling import SamplingParams
+
+Figures = dict[str, Any]
+
+KERNELS = """
+extern "C" __global__ void nothing(int* a) {}
+extern "C" __global__ void dependent(int* a) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+extern "C" __global__ void read_all(const uint4* in, unsigned* out, long long n) {
+    unsigned sum = 0;
+    long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    const long long step = (long long)gridDim.x * blockDim.x;
+    for (; i + 3 * step < n; i += 4 * step) {
+        const uint4 a = __ldcs(in + i), b = __ldcs(in + i + step), c = __ldcs(in + i + 2 * step);
+        const uint4 d = __ldcs(in + i + 3 * step);
+        sum += a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w ^ c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^ d.z ^ d.w;
+    }
+    for (; i < n; i += step) sum += in[i].x;
+    if (sum == 0x12345678u) out[0] = sum;  // never, but the compiler does not know
+}
+"""
+
+
+def gpu_seconds(device: CuPyDevice, work: Callable[[], None], repeats: int = 20) -> float:
+    """Median time that the GPU takes for ``work``, by events."""
+    cuda = device.cupy.cuda
+    times: list[float] = []
+    work()
+    for _ in range(repeats):
+        start, stop = cuda.Event(), cuda.Event()
+        start.record(device.stream)
+        work()
+        stop.record(device.stream)
+        stop.synchronize()
+        times.append(float(cuda.get_elapsed_time(start, stop)) / 1e3)
+    return median(times)
+
+
+def bandwidth(device: CuPyDevice) -> Figures:
+    """Copy and read bandwidth of device memory, GB/s; copies count bytes read and written."""
+    cupy, n_bytes = device.cupy, 4 << 30
+    source, target = device.zeros((n_bytes,), np.uint8), device.zeros((n_bytes,), np.uint8)
+    module = cupy.RawModule(code=KERNELS, options=("-std=c++17",))
+    read, out = module.get_function("read_all").kernel, device.zeros((1,), np.uint32)
+    blocks = device.n_multiprocessors * 8
+    to_device = 3  # cudaMemcpyDeviceToDevice
+
+    def copy() -> None:
+        cupy.cuda.runtime.memcpyAsync(target.data.ptr, source.data.ptr, n_bytes, to_device, device.stream.ptr)
+
+    def read_all() -> None:
+        read((blocks,), (512,), (source, out, np.int64(n_bytes // 16)), 0, device.stream)
+
+    copied, was_read = gpu_seconds(device, copy), gpu_seconds(device, read_all)
+    return {"copy_gb_per_s": 2 * n_bytes / copied / 1e9, "read_gb_per_s": n_bytes / was_read / 1e9}
+
+
+def uploads(device: CuPyDevice) -> Figures:
+    """Host to device, GB/s: from pinned memory, from pageable memory, and as weights go (CuPyDevice.copy)."""
+    cupy, n_bytes = device.cupy, 1 << 30
+    target = device.zeros((n_bytes,), np.uint8)
+    pageable = np.ones(n_bytes, np.uint8)
+    memory = cupy.cuda.PinnedMemory(n_bytes)
+    ctypes.memset(memory.ptr, 1, n_bytes)
+
+    def copy_from(address: int) -> Callable[[], None]:
+        to_device = 1  # cudaMemcpyHostToDevice
+        return lambda: cupy.cuda.runtime.memcpyAsync(
+            target.data.ptr, address, n_bytes, to_device, device.stream.ptr
+        )  # fmt: skip
+
+    ways: dict[str, Callable[[], None]] = {
+        "pinned": copy_from(memory.ptr),
+        "pageable": copy_from(pageable.ctypes.data),
+        "staged": lambda: device.copy(target, pageable),
+    }
+    figures = {}
+    for name, copy in ways.items():
+        times = []
+        for _ in range(4):
+            device.stream.synchronize()
+            start = time.perf_counter()
+            copy()
+            device.stream.synchronize()
+            times.append(time.perf_counter() - start)
+        figures[f"{name}_gb_per_s"] = n_bytes / median(times) / 1e9
+    return figures
+
+
+def launch_costs(device: CuPyDevice) -> Figures:
+    """Microseconds of an empty kernel: plain, in a graph of 200, and in one with programmatic dependent launch."""
+    cupy, n = device.cupy, 200
+    module = cupy.RawModule(code=KERNELS, options=("-std=c++17",))
+    argument = device.zeros((1,), np.int32)
+    nothing = module.get_function("nothing").kernel
+
+    def plain() -> None:
+        for _ in range(n):
+            nothing((1,), (32,), (argument,), 0, device.stream)
+
+    def graph_of(launch: Callable[[], None]) -> Any:
+        device.stream.begin_capture()
+        try:
+            for _ in range(n):
+                launch()
+        finally:
+            graph = device.stream.end_capture()
+        return graph
+
+    start = time.perf_counter()
+    plain()
+    host = (time.perf_counter() - start) / n
+    graph = graph_of(lambda: nothing((1,), (32,), (argument,), 0, device.stream))
+    figures: Figures = {
+        "plain_host_us": host * 1e6,
+        "plain_gpu_us": gpu_seconds(device, plain) / n * 1e6,
+        "graph_gpu_us": gpu_seconds(device, lambda: graph.launch(device.stream)) / n * 1e6,
+    }
+    if device.compute_capability < (9, 0):
+        return {**figures, "dependent_launch": "needs compute capability 9.0"}
+    try:
+        from cuda.bindings import driver
+    except ImportError:
+        return {**figures, "dependent_launch": "cuda-bindings is not installed"}
+    function = module.get_function("dependent").kernel
+    config, attribute = driver.CUlaunchConfig(), driver.CUlaunchAttribute()
+    config.gridDimX = config.gridDimY = config.gridDimZ = config.blockDimY = config.blockDimZ = 1
+    config.blockDimX, config.hStream = 32, device.stream.ptr
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    config.attrs, config.numAttrs = [attribute], 1
+    handle, parameters = driver.CUfunction(function.ptr), ((argument.data.ptr,), (ctypes.c_void_p,))
+
+    def launch() -> None:
+        (status,) = driver.cuLaunchKernelEx(config, handle, parameters, 0)
+        if int(status):
+            raise RuntimeError(f"cuLaunchKernelEx: {status}")
+
+    dependent = graph_of(launch)
+    figures["dependent_graph_gpu_us"] = gpu_seconds(device, lambda: dependent.launch(device.stream)) / n * 1e6
+    return figures
+
+
+class RandomTensors(Mapping[str, Any]):
+    """float16 weights of a shape, one random block again and again, made as they are asked for: for speed, not text."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.shapes = llama_shapes(config)
+        self.block = (np.random.default_rng(0).standard_normal(1 << 20, np.float32) / 64).astype(np.float16)
+
+    def __getitem__(self, name: str) -> Any:
+        shape = self.shapes[name]
+        return np.resize(self.block, int(np.prod(shape))).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+SHAPES = {
+    "llama3.2-1b": ModelConfig("llama", 2048, 8192, 16, 32, 8, 64, 128256, 8192, tied_head=True),
+    "llama2-7b": ModelConfig("llama", 4096, 11008, 32, 32, 32, 128, 32000, 4096),
+}
+
+
+def decode_speed(device: CuPyDevice, shape: str, n_tokens: int = 128, context: int = 128) -> Figures:
+    """Greedy decode of a random float16 model: tokens per second, and bytes of weights and keys per second."""
+    config = SHAPES[shape]
+    start = time.perf_counter()
+    backend = CUDABackend(device)
+    model = Llama(Checkpoint(Path(), "random", config, RandomTensors(config)), backend)
+    backend.wait()
+    load_seconds = time.perf_counter() - start
+    cache = backend.kv_cache(config, context + n_tokens)
+    sampler = backend.sampler(SamplingParams(temperature=0, seed=0), config.vocab_size)
+    start = time.perf_counter()
+    logits = model.forward([1] * context, cache)
+    backend.wait()
+    prompt_seconds = time.perf_counter() - start
+    times = []
+    last = time.perf_counter()
+    for _ in backend.decode(model.forward, cache, sampler, logits, n_tokens):
+        now = time.perf_counter()
+        times.append(now - last)
+        last = now
+    seconds = sum(times[8:]) / len(times[8:])  # the first steps compile, capture and fill the queue
+    embedding = 0 if config.tied_head else config.vocab_size * config.dim  # one row of it is read
+    n_weights = sum(int(np.prod(size)) for size in llama_shapes(config).values()) - embedding
+    n_bytes = 2 * n_weights + config.kv_bytes_per_token(2) * (context + n_tokens // 2)
+    return {
+        "tokens_per_s": 1 / seconds,
+        "gb_per_s": n_bytes / seconds / 1e9,
+        "p50_us": median(times[8:]) * 1e6,
+        "prompt_tokens_per_s_first_call": context / prompt_seconds,
+        "load_seconds": load_seconds,
+    }

@@ -1,0 +1,155 @@
+"""As much of CuPy as llamagpu/backends/cuda/cupy_device.py uses, over NumPy and the emulator: for tests without a GPU.
+
+It shows that the driver code above it runs, asks for things in the right order and gets the right numbers. It does not
+show that CuPy itself behaves so: that is for a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from types import ModuleType, SimpleNamespace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from tests.cuda_on_cpu.build import Module
+
+
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+class CompileException(Exception):
+    pass
+
+
+class Array(np.ndarray[Any, Any]):
+    """cupy.ndarray: NumPy's with an address, and no way to it but get()."""
+
+    @property
+    def data(self) -> Any:
+        base: Any = self
+        while isinstance(base.base, np.ndarray):
+            base = base.base
+        return SimpleNamespace(ptr=self.ctypes.data, mem=SimpleNamespace(ptr=base.ctypes.data))
+
+    def get(self, stream: Stream | None = None) -> np.ndarray[Any, Any]:
+        assert stream is not None, "a copy on another stream"
+        assert stream.recorded is None, "a copy while a graph is captured"
+        return np.array(self)
+
+
+class Stream:
+    ptr = 7
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        assert non_blocking, "a stream that waits for the default stream"
+        self.recorded: list[Callable[[], None]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        assert self.recorded is None, "a wait while a graph is captured"
+
+    def begin_capture(self) -> None:
+        self.recorded = []
+
+    def end_capture(self) -> Any:
+        launches, self.recorded = self.recorded, None
+        assert launches
+        return SimpleNamespace(launch=lambda stream: [run() for run in launches])
+
+
+class Event:
+    def __init__(self, disable_timing: bool = False) -> None:
+        self.recorded = False
+
+    def record(self, stream: Stream) -> None:
+        assert stream.recorded is None, "an event while a graph is captured"
+        self.recorded = True
+
+    def synchronize(self) -> None:
+        pass
+
+
+class PinnedMemory:
+    def __init__(self, size: int) -> None:
+        self.buffer = ctypes.create_string_buffer(size)
+
+
+def pinned_pointer(memory: PinnedMemory, offset: int) -> Any:
+    pointer = memory.buffer
+    pointer.ptr = ctypes.addressof(pointer) + offset  # type: ignore[attr-defined]
+    return pointer
+
+
+class RawModule:
+    def __init__(self, code: str, options: tuple[str, ...], name_expressions: tuple[str, ...]) -> None:
+        assert options == ("-std=c++17",)
+        self.module = Module("fake.cu", code, name_expressions)
+
+    def get_function(self, name: str) -> Any:
+        function = self.module.function(name)
+
+        def kernel(
+            grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared_memory: int, stream: Stream
+        ) -> None:
+            assert None not in [arg for arg in args if not isinstance(arg, np.ndarray)], "CuPy has no null pointers"
+            if stream.recorded is None:
+                function(grid, block, args, shared_memory)
+            else:
+                stream.recorded.append(lambda: function(grid, block, args, shared_memory))
+
+        return SimpleNamespace(kernel=kernel)
+
+
+def fake_cupy(memory_bytes: int = 1 << 30) -> ModuleType:
+    """A module to be put in sys.modules as "cupy", with one GPU of so much memory."""
+
+    def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if n_bytes > memory_bytes:
+            raise OutOfMemoryError
+        start = np.full(n_bytes + 256, 255, np.uint8)
+        offset = -start.ctypes.data % 256
+        return start[offset : offset + n_bytes].view(dtype).reshape(shape).view(Array)
+
+    def properties(index: int) -> dict[str, Any]:
+        if index:
+            raise CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+        return {"name": b"Fake GPU", "multiProcessorCount": 2, "major": 9, "minor": 0}
+
+    current = [0]
+    runtime = SimpleNamespace(
+        CUDARuntimeError=CUDARuntimeError,
+        getDevice=lambda: current[0],
+        setDevice=lambda index: current.__setitem__(0, index),
+        getDeviceProperties=properties,
+        memGetInfo=lambda: (memory_bytes, memory_bytes),
+        memcpyAsync=lambda target, source, n, kind, stream: ctypes.memmove(target, source, n),
+        memsetAsync=lambda target, value, n, stream: ctypes.memset(target, value, n),
+    )
+    cuda = SimpleNamespace(
+        runtime=runtime,
+        Stream=Stream,
+        Event=Event,
+        PinnedMemory=PinnedMemory,
+        PinnedMemoryPointer=pinned_pointer,
+        alloc_pinned_memory=lambda n: pinned_pointer(PinnedMemory(n), 0),
+        memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+        compiler=SimpleNamespace(CompileException=CompileException),
+        set_allocator=lambda allocator: None,
+    )
+    module = ModuleType("cupy")
+    module.__dict__.update(cuda=cuda, empty=empty, ndarray=Array, RawModule=RawModule)
+    return module
