@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-# -ffp-contract=off: single roundings stay single. The checker needs line numbers and, like all casts between vector
-# types in kernels, no strict aliasing.
+# -ffp-contract=off: single roundings stay single. -fno-strict-aliasing: kernels cast between vector types, as CUDA
+# allows.
 FLAGS = (
     "-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing",
     "-fno-threadsafe-statics", "-fno-gnu-unique", "-w",
 )  # fmt: skip
-CHECK_FLAGS = ("-fsanitize=thread", "--param=tsan-distinguish-volatile=0")
+CHECK_FLAGS = ("-fsanitize=thread", "--param=tsan-distinguish-volatile=0", "-fsanitize=alignment")
 
 
 class EmulatorError(RuntimeError):
@@ -163,7 +163,7 @@ class Module:
         base = min(int(line.split("-")[0], 16) for line in maps if line.endswith(str(self.path)))
         where = hex(int(found[1], 16) - base - 1)  # inside the call that returns there
         result = subprocess.run(["addr2line", "-i", "-e", self.path, where], capture_output=True, text=True).stdout
-        lines = [Path(line).name for line in result.splitlines() if ".h:" not in line]
+        lines = [Path(line.split(" ")[0]).name for line in result.splitlines() if ".h:" not in line]
         return message.replace(found[0], f" at {lines[0] if lines else 'an unknown line'}")
 
 

@@ -81,17 +81,19 @@ const Range* find(uintptr_t address, size_t n) {
     return nullptr;
 }
 
+// Says which argument was meant, as far as the nearest one tells.
 [[noreturn]] void fail_outside(uintptr_t address, size_t n, const char* what, void* caller) {
-    constexpr uintptr_t NEAR = 65536;
-    for (const Range& r : ranges)
-        if (address >= r.high && address < r.high + NEAR)
-            fail("out-of-bounds %zu-byte %s, %zu bytes past the end of %s pc %p", n, what,
-                 static_cast<size_t>(address - r.high), name_of(r), caller);
-    for (const Range& r : ranges)
-        if (address < r.low && address + NEAR > r.low)
-            fail("out-of-bounds %zu-byte %s, %zu bytes before %s pc %p", n, what, static_cast<size_t>(r.low - address),
-                 name_of(r), caller);
-    fail("%s of %zu bytes at %p, which is in no argument pc %p", what, n, reinterpret_cast<void*>(address), caller);
+    const Range* nearest = nullptr;
+    uintptr_t distance = 65536;
+    for (const Range& range : ranges) {
+        const uintptr_t away = address >= range.high ? address - range.high : range.low - address;
+        if (away < distance) distance = away, nearest = &range;
+    }
+    if (!nearest)
+        fail("%s of %zu bytes at %p, which is in no argument pc %p", what, n, reinterpret_cast<void*>(address), caller);
+    const char* side = address >= nearest->high ? "past the end of" : "before";
+    fail("out-of-bounds %zu-byte %s, %zu bytes %s %s pc %p", n, what, static_cast<size_t>(distance), side,
+         name_of(*nearest), caller);
 }
 
 void access(const void* place, size_t n, bool write, bool atomic, bool aligned, void* caller) {
@@ -229,6 +231,10 @@ CALLBACKS(8)
 CALLBACKS(16)
 extern "C" void __tsan_read_range(void* place, size_t n) { access(place, n, false, false, false, CALLER); }
 extern "C" void __tsan_write_range(void* place, size_t n) { access(place, n, true, false, false, CALLER); }
+// From -fsanitize=alignment: a float4 read as four floats is still an access of 16 aligned bytes on a GPU.
+extern "C" void __ubsan_handle_type_mismatch_v1(void*, uintptr_t address) {
+    if (current) fail("misaligned access to %p pc %p", reinterpret_cast<void*>(address), CALLER);
+}
 extern "C" void __tsan_init() {}
 extern "C" void __tsan_func_entry(void*) {}
 extern "C" void __tsan_func_exit() {}
