@@ -68,8 +68,20 @@ def run(
     sampling = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
     text = read_prompt(model, prompt, prompt_file)
-    llm = load(model, device, tokenizer, context)
+    bars: dict[str, ProgressBar] = {}
+
+    def on_work(title: str, n: int, total: int) -> None:
+        if title not in bars:
+            bars[title] = ProgressBar(title, "B" if total else "kernel", total)
+        bars[title].advance(n)
+
+    def close_bars() -> None:
+        for bar in bars.values():
+            bar.close()
+
+    llm = load(model, device, tokenizer, context, on_work)
     progress, interrupt = ProgressBar("reading the prompt", "tok"), Interrupt()
+    bars["prompt"] = progress
 
     def on_prompt_tokens(n: int) -> None:
         progress.advance(n)
@@ -87,11 +99,11 @@ def run(
     with interrupt:
         try:
             for piece in generation:
-                progress.close()
+                close_bars()
                 write_text(piece)
                 interrupt.check()
         except KeyboardInterrupt:
-            progress.close()
+            close_bars()
             write_text(generation.held_text())
             say_end(generation, "interrupted")
             raise
@@ -171,7 +183,10 @@ def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None
         ("RoPE", f"theta {config.rope_theta:g}, {config.rope_layout}"),
         ("norm eps", f"{config.norm_eps:g}"),
         ("tokenizer", about_tokenizer),
-        ("KV cache", f"{human_bytes(kv_bytes)} at {positions} positions (float32)"),
+        (
+            "KV cache",
+            f"{human_bytes(kv_bytes)} at {positions} positions (float32; on a GPU float16 unless weights are)",
+        ),
         ("memory", f"about {human_bytes(kv_bytes + cpu_weight_bytes(checkpoint))} on the CPU at {positions} positions"),
     ]
     for name, value in rows:

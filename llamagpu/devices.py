@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from llamagpu.backends.protocol import Backend
 from llamagpu.errors import DeviceError, UsageError, first_line
 from llamagpu.gpu_driver import count_gpus, gpu_name
+
+# Told of long work as it goes on: what it is, how much more is done, of how much in all (0: that is not known).
+OnWork = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,8 @@ class Device:
     description: str
     why_not_gpu: str
 
-    def backend(self) -> Backend:
+    def backend(self, on_work: OnWork = lambda title, n, total: None) -> Backend:
+        """The backend of this device, ready for weights."""
         if self.name == "cpu":
             from llamagpu.backends.cpu import CPUBackend
 
@@ -29,7 +34,8 @@ class Device:
         from llamagpu.backends.cuda import CUDABackend
         from llamagpu.backends.cuda.cupy_device import CuPyDevice
 
-        return CUDABackend(CuPyDevice(int(self.name.removeprefix("cuda:"))))
+        index = int(self.name.removeprefix("cuda:"))
+        return CUDABackend(CuPyDevice(index, on_compiled=lambda: on_work("compiling kernels", 1, 0)))
 
 
 def choose_device(name: str = "auto") -> Device:

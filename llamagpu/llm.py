@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llamagpu.checkpoint import Checkpoint, TokenizerSpec
 from llamagpu.config import ModelConfig
-from llamagpu.devices import choose_device
+from llamagpu.devices import OnWork, choose_device
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.generation import PROMPT_CHUNK, Generation
@@ -66,15 +66,20 @@ def find_tokenizer(checkpoint: Checkpoint, path: str | Path | None) -> tuple[Tok
 
 
 def load(
-    model: str | Path, device: str = "auto", tokenizer: str | Path | None = None, context: int | None = None
+    model: str | Path,
+    device: str = "auto",
+    tokenizer: str | Path | None = None,
+    context: int | None = None,
+    on_work: OnWork = lambda title, n, total: None,
 ) -> LLM:
     """Open a model and put it on a device.
 
     model: a file of any supported format, or "demo". device: "auto", "cuda", "cuda:N" or "cpu". tokenizer: a tokenizer
     file, where the model's own is not wanted or not found. context: positions to keep, at most and by default what the
-    model was trained for. Raises ModelFormatError, DeviceError or UsageError.
+    model was trained for. on_work: called as weights are loaded (in bytes) and kernels compiled. Raises
+    ModelFormatError, DeviceError or UsageError.
     """
-    return LLM(open_checkpoint(model_path(model)), device, tokenizer, context)
+    return LLM(open_checkpoint(model_path(model)), device, tokenizer, context, on_work)
 
 
 class LLM:
@@ -86,6 +91,7 @@ class LLM:
         device: str = "auto",
         tokenizer: str | Path | None = None,
         context: int | None = None,
+        on_work: OnWork = lambda title, n, total: None,
     ) -> None:
         self.checkpoint = checkpoint
         self.config: ModelConfig = checkpoint.config
@@ -95,8 +101,8 @@ class LLM:
         if tokenizer is not None:
             _ = self.tokenizer  # a tokenizer that was asked for and does not fit is an error now, not at first use
         self.device = choose_device(device)
-        self.backend = self.device.backend()
-        self.model = Llama(checkpoint, self.backend)
+        self.backend = self.device.backend(on_work)
+        self.model = Llama(checkpoint, self.backend, lambda n: on_work("loading the weights", n, checkpoint.nbytes))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -38,8 +38,11 @@ class ProgressBar:
     def __init__(self, title: str, unit: str, total: int = 0) -> None:
         self.title, self.unit, self.total = title, unit, total
         self._bar: Any = None  # a tqdm, once there is something to show
+        self._closed = False
 
     def advance(self, n: int) -> None:
+        if self._closed:
+            return
         if self._bar is None:
             from tqdm import tqdm
 
@@ -50,6 +53,8 @@ class ProgressBar:
         self._bar.update(n)
 
     def close(self) -> None:
+        """Take it off the screen; what is done after this is not shown."""
+        self._closed = True
         if self._bar is not None:
             self._bar.close()
 

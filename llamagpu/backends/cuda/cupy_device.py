@@ -57,11 +57,17 @@ class CuPyGraph:
 
 
 class CuPyDevice:
-    """One GPU and one non-blocking stream on it: the Device of backends/cuda/device.py. sources: text of a family."""
+    """One GPU and one non-blocking stream on it: the Device of backends/cuda/device.py.
 
-    def __init__(self, index: int = 0, sources: Callable[[str], str] = source) -> None:
+    sources: text of a family. on_compiled: called after each kernel that was made ready (CuPy keeps the machine code on
+    disk, so that takes long only the first time).
+    """
+
+    def __init__(
+        self, index: int = 0, sources: Callable[[str], str] = source, on_compiled: Callable[[], None] = lambda: None
+    ) -> None:
         self.cupy = cupy = import_cupy()
-        self.index, self.sources = index, sources
+        self.index, self.sources, self.on_compiled = index, sources, on_compiled
         self.name = f"cuda:{index}"
         try:
             properties = cupy.cuda.runtime.getDeviceProperties(index)
@@ -166,11 +172,13 @@ class CuPyDevice:
         self.use()
         try:
             module = self.cupy.RawModule(code=self.sources(family), options=OPTIONS, name_expressions=(instance,))
-            return module.get_function(instance).kernel
+            function = module.get_function(instance).kernel
         except self.cupy.cuda.compiler.CompileException as error:
             raise LlamaGPUError(f"kernel {instance} does not compile here: {first_line(error)}") from error
         except Exception as error:  # no NVRTC, no CUDA headers: CuPy tells which, and what to install
             raise LlamaGPUError(f"CuPy cannot compile kernels: {first_line(error)}") from error
+        self.on_compiled()
+        return function
 
     @contextmanager
     def capture(self) -> Iterator[Callable[[], Graph]]:
