@@ -20,8 +20,8 @@ constexpr int TILE = 64;  // keys between two barriers
 constexpr int MERGE_THREADS = 64;
 
 // Grid (ceil(n * group / ROWS), n_kv_heads, n_splits). Split s takes an equal share of the keys that the block's last row
-// sees, in whole tiles. Per tile: (1) scores: a group of lanes per key, each lane 8 elements at a time; (2) a warp per row
-// updates largest and sum, scores become weights; (3) values: threads are (key lane, 8 elements), each adds up its keys
+// sees, in whole tiles. Per tile: (1) scores: lanes_per_key lanes per key (a power of two from 2 to 32), each 8 elements at
+// a time; (2) a warp per row updates largest and sum, scores become weights; (3) values: threads are (key lane, 8 elements), each adds up its keys
 // for all rows in registers. At the end the key lanes are added in order.
 // Shared memory: shared_floats() of backends/cuda/attention.py: the larger of q [ROWS][stride] and the key lanes' sums
 // [key lanes][ROWS][stride], which follow q in the same place, then weights [ROWS][TILE].
@@ -29,7 +29,7 @@ template <class KV, int ROWS>
 __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
     attention_split(const float* __restrict__ q, const KV* __restrict__ keys, const KV* __restrict__ values,
                     const int* __restrict__ position, float* __restrict__ partial, float2* __restrict__ stats, int n,
-                    int n_heads, int n_kv_heads, int head_dim, int capacity, float scale) {
+                    int n_heads, int n_kv_heads, int head_dim, int capacity, int lanes_per_key, float scale) {
     extern __shared__ float4 shared4[];
     __shared__ float largest[ROWS], sum[ROWS], correction[ROWS];
     const int stride = padded(head_dim), n_vectors = stride / 8, n_key_lanes = ATTENTION_THREADS / n_vectors;
@@ -66,10 +66,9 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
     if (thread < ROWS) largest[thread] = NEGATIVE_INFINITY, sum[thread] = 0.f;
     __syncthreads();
 
-    int lanes_per_key = 2;  // a power of two, enough for a key's 16-byte pieces where a warp has them
-    while (lanes_per_key < n_vectors && lanes_per_key < WARP) lanes_per_key *= 2;
     const int key_in_warp = lane / lanes_per_key, part = lane % lanes_per_key, keys_per_warp = WARP / lanes_per_key;
     const int key_lane = thread / n_vectors, vector = thread % n_vectors;
+    const bool adds = key_lane < n_key_lanes;  // a few threads are left over where n_vectors does not divide their number
     float sums[ROWS][8] = {};
 
     for (int base = begin; base < end; base += TILE) {
@@ -93,7 +92,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
             for (int row = 0; row < ROWS; row++) {
                 for (int offset = lanes_per_key / 2; offset > 0; offset /= 2)
                     dots[row] += __shfl_xor_sync(ALL_LANES, dots[row], offset);
-                const bool seen = key < tile && base + key < visible(row);
+                const bool seen = base + key < visible(row);
                 if (part == 0) weights[row * TILE + key] = seen ? dots[row] : NEGATIVE_INFINITY;
             }
         }
@@ -114,7 +113,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
             }
         }
         __syncthreads();
-        if (key_lane < n_key_lanes) {
+        if (adds) {
 #pragma unroll
             for (int row = 0; row < ROWS; row++)
 #pragma unroll
@@ -133,7 +132,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
         __syncthreads();
     }
 
-    if (key_lane < n_key_lanes)
+    if (adds)
 #pragma unroll
         for (int row = 0; row < ROWS; row++)
 #pragma unroll

@@ -1,6 +1,6 @@
 // The heart of every product with weights: two rows of weights times COLUMNS columns of activations, by one warp.
 //
-//     sums[r][c] = sum over k of row_r[k] * x[c][k]
+//     sums[r][c] = sum over k of row_r[k] * x[c][k], c < COLUMNS; x has n_left columns, which may be more or fewer
 //
 // The warp's lanes take neighbouring 16-byte pieces of the rows, so a load of the warp is 512 neighbouring bytes; two
 // rows share each load of x, which comes from the L1 cache. Sums are float32: along k within a lane, then a butterfly
@@ -12,14 +12,14 @@ constexpr int WARPS_PER_BLOCK = 4;  // of all kernels that are built on this
 
 template <class Row, int COLUMNS>
 __device__ __forceinline__ void dot_two_rows(const Row& first, const Row& second, const float* __restrict__ x,
-                                             int in_features, int n_columns, float (&sums)[2][COLUMNS]) {
+                                             int in_features, int n_left, float (&sums)[2][COLUMNS]) {
     const int stride = padded(in_features);
     const int lane = threadIdx.x % WARP;
     const float* columns[COLUMNS];
 #pragma unroll
     for (int c = 0; c < COLUMNS; c++) {
         // a missing column repeats the last one: loads stay in bounds, its sums are dropped by the caller
-        columns[c] = x + static_cast<size_t>(min(c, n_columns - 1)) * stride;
+        columns[c] = x + static_cast<size_t>(min(c, n_left - 1)) * stride;
         sums[0][c] = sums[1][c] = 0.f;
     }
     constexpr int UNROLL = COLUMNS == 1 ? 4 : COLUMNS == 2 ? 2 : 1;  // loads in flight, against registers for columns

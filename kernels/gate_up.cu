@@ -15,16 +15,16 @@ __global__ void __launch_bounds__(WARPS_PER_BLOCK * WARP, 1)
     const int lane = threadIdx.x % WARP;
     const int row = blockIdx.x * WARPS_PER_BLOCK + threadIdx.x / WARP;
     if (row >= out_features) return;
-    const int first_column = blockIdx.y * COLUMNS, n_columns = min(COLUMNS, n - first_column);
+    const int first_column = blockIdx.y * COLUMNS, n_left = n - first_column;
 
     float sums[2][COLUMNS];
     dot_two_rows<Row, COLUMNS>(Row(gate, gate_scales, group_size, in_features, row),
                                Row(up, up_scales, group_size, in_features, row),
-                               x + static_cast<size_t>(first_column) * padded(in_features), in_features, n_columns,
+                               x + static_cast<size_t>(first_column) * padded(in_features), in_features, n_left,
                                sums);
 #pragma unroll
     for (int c = 0; c < COLUMNS; c++) {
-        if (lane != c || c >= n_columns) continue;
+        if (lane != c || c >= n_left) continue;
         const float g = sums[0][c];
         y[static_cast<size_t>(first_column + c) * padded(out_features) + row] = g / (1.f + expf(-g)) * sums[1][c];
     }

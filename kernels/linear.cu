@@ -16,17 +16,17 @@ __global__ void __launch_bounds__(WARPS_PER_BLOCK * WARP, 1)
     const int lane = threadIdx.x % WARP;
     const int row = 2 * (blockIdx.x * WARPS_PER_BLOCK + threadIdx.x / WARP);
     if (row >= out_features) return;
-    const int first_column = blockIdx.y * COLUMNS, n_columns = min(COLUMNS, n - first_column);
+    const int first_column = blockIdx.y * COLUMNS, n_left = n - first_column;
     const int next_row = min(row + 1, out_features - 1);
 
     float sums[2][COLUMNS];
     dot_two_rows<Row, COLUMNS>(Row(w, scales, group_size, in_features, row),
                                Row(w, scales, group_size, in_features, next_row),
-                               x + static_cast<size_t>(first_column) * padded(in_features), in_features, n_columns,
+                               x + static_cast<size_t>(first_column) * padded(in_features), in_features, n_left,
                                sums);
 #pragma unroll
     for (int c = 0; c < COLUMNS; c++) {
-        if (lane != c || c >= n_columns) continue;  // one lane per column, so that the stores are made side by side
+        if (lane != c || c >= n_left) continue;  // one lane per column, so that the stores are made side by side
         float* out = y + static_cast<size_t>(first_column + c) * padded(out_features) + row;
         out[0] = sums[0][c];
         if (row + 1 < out_features) out[1] = sums[1][c];

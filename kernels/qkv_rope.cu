@@ -33,17 +33,17 @@ __global__ void __launch_bounds__(WARPS_PER_BLOCK * WARP, 1)
     const float* scales = is_q ? q_scales : is_v ? v_scales : k_scales;
     const bool split = half_split && !is_v;
     const int a = split ? j : 2 * j, b = split ? j + half_dim : 2 * j + 1;  // within the head
-    const int first_column = blockIdx.y * COLUMNS, n_columns = min(COLUMNS, n - first_column);
+    const int first_column = blockIdx.y * COLUMNS, n_left = n - first_column;
 
     float sums[2][COLUMNS];
     dot_two_rows<Row, COLUMNS>(Row(w, scales, group_size, in_features, head * head_dim + a),
                                Row(w, scales, group_size, in_features, head * head_dim + b),
-                               x + static_cast<size_t>(first_column) * padded(in_features), in_features, n_columns,
+                               x + static_cast<size_t>(first_column) * padded(in_features), in_features, n_left,
                                sums);
     const int start = *position + first_column;
 #pragma unroll
     for (int c = 0; c < COLUMNS; c++) {
-        if (lane != c || c >= n_columns) continue;
+        if (lane != c || c >= n_left) continue;
         float first = sums[0][c], second = sums[1][c];
         if (!is_v) {
             const float* turn = angles + static_cast<size_t>(start + c) * head_dim + j;

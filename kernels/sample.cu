@@ -113,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
     if (id < vocab_size) {
         float score = logits[id];
         damaged = !(score < -NEGATIVE_INFINITY);
-        if (penalty != 1.f && counts[id] > 0) score = score > 0.f ? __fdiv_rn(score, penalty) : __fmul_rn(score, penalty);
+        if (counts[id] > 0) score = score > 0.f ? __fdiv_rn(score, penalty) : __fmul_rn(score, penalty);
         scores[id] = score;
         key = static_cast<u64>(ordered(score)) << 32 | static_cast<unsigned>(~id);
     }

@@ -24,7 +24,7 @@ FLAGS = (
     "-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing",
     "-fno-threadsafe-statics", "-fno-gnu-unique", "-w",
 )  # fmt: skip
-CHECK_FLAGS = ("-fsanitize=thread", "--param=tsan-distinguish-volatile=0", "-fsanitize=alignment")
+CHECK_FLAGS = ("-fsanitize=thread", "--param=tsan-distinguish-volatile=0", "-fsanitize=alignment,bounds")
 
 
 class EmulatorError(RuntimeError):

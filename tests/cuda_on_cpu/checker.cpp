@@ -235,6 +235,10 @@ extern "C" void __tsan_write_range(void* place, size_t n) { access(place, n, tru
 extern "C" void __ubsan_handle_type_mismatch_v1(void*, uintptr_t address) {
     if (current) fail("misaligned access to %p pc %p", reinterpret_cast<void*>(address), CALLER);
 }
+// From -fsanitize=bounds: arrays of a fixed size, also those of a thread, which are in no range.
+extern "C" void __ubsan_handle_out_of_bounds(void*, uintptr_t index) {
+    if (current) fail("index %zu is outside a fixed-size array pc %p", static_cast<size_t>(index), CALLER);
+}
 extern "C" void __tsan_init() {}
 extern "C" void __tsan_func_entry(void*) {}
 extern "C" void __tsan_func_exit() {}

@@ -161,13 +161,14 @@ CHECKED = {
     "write_before_start": ("a[(int)threadIdx.x - 1] = 1.f;", "out-of-bounds 4-byte write, 4 bytes before argument 0"),
     "past_shared_array": (
         "__shared__ float s[8], t[8]; if (threadIdx.x == 8) s[threadIdx.x] = t[0] = 1.f;",
-        "out-of-bounds 4-byte write, 0 bytes past the end of static shared memory",
+        "index 8 is outside a fixed-size array",
     ),
     "misaligned": (
         "const float4 v = *reinterpret_cast<const float4*>(b + 1); a[threadIdx.x] = v.x + v.y + v.z + v.w;",
         "misaligned access",
     ),
     "misaligned_half": ("a[threadIdx.x] = *reinterpret_cast<const float*>((const char*)b + 2);", "misaligned"),
+    "past_own_array": ("float v[4] = {1, 2, 3, 4}; a[threadIdx.x] = v[threadIdx.x % 5];", "index 4 is outside a fixed"),
     "uninitialised": (
         "__shared__ float s[64]; a[threadIdx.x] = s[threadIdx.x];",
         "read of uninitialised static shared",

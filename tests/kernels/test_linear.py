@@ -48,4 +48,5 @@ CASES += [case(kind, 13, 64 if kind == "Q8" else 65, n) for kind in WEIGHTS for 
 CASES += [case("Q8", 10, 512, 2, group_size) for group_size in (16, 64, 128, 512)]
 CASES += [case("F16", 5, 4096, 1), case("F32", 4, 2048, 1), case("Q8", 3, 4096, 1), case("F16", 300, 32, 2)]
 SMALL = [case(kind, 11, 32 if kind == "Q8" else 35, n) for kind in WEIGHTS for n in (1, 3, 10)]
+SMALL += [case("F16", 10, 40, 2)]  # the first row that is not there begins a pair
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)

@@ -88,4 +88,5 @@ CASES += [
 ]
 SMALL = [case(kind, kv, heads(32, 2, 1, 6, "half_split"), 3, 2) for kind in WEIGHTS for kv in KV_TYPES]
 SMALL += [case("F16", "float", heads(20, 2, 1, 4), 10, 1)]
+SMALL += [case("F16", "float", heads(20, 3, 1, 6), 1, 43)]  # warps are left over
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)

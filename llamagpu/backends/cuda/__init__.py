@@ -27,6 +27,7 @@ from llamagpu.sampling import DAMAGED_LOGITS, SamplingParams
 
 STEPS_AHEAD = 4  # decode steps that wait on the GPU while the host looks at earlier tokens
 LARGEST_HEAD_DIM = 1024  # kernels/attention.cu
+FEW_COLUMNS = 8  # up to here one pass over the weights does; above, tensor cores
 
 
 class Residual:
@@ -69,11 +70,11 @@ class CUDABackend:
     def sampler(self, params: SamplingParams, vocab_size: int) -> CUDASampler:
         return CUDASampler(self.device, params, vocab_size)
 
-    def scratch(self, name: str, n: int, width: int) -> DeviceArray:
-        """A float32 array [n, padded(width)] that is used again and again; its padding stays zero."""
+    def scratch(self, name: str, n: int, width: int, dtype: DTypeLike = np.float32) -> DeviceArray:
+        """An array [n, padded(width)] that is used again and again; its padding stays zero."""
         have = self._scratch.get(name)
         if have is None or have.shape[0] < n or have.shape[1] != padded(width):
-            have = self._scratch[name] = self.device.zeros((n, padded(width)), np.float32)
+            have = self._scratch[name] = self.device.zeros((n, padded(width)), dtype)
         return have[:n]
 
     def embedding(self, table: DeviceMatrix, tokens: Sequence[int] | DeviceArray, cache: CUDACache) -> Residual:
@@ -92,6 +93,23 @@ class CUDABackend:
         x.delta = None
         return y
 
+    def _linear(self, x: DeviceArray, w: DeviceMatrix, n: int, y: DeviceArray) -> None:
+        """y = x @ w.T by the kernel for few columns or the one for many."""
+        if n <= FEW_COLUMNS:
+            launches.linear(self.device, w, x, n, y)
+        else:
+            self._prompt_products(x, n, (w, y))
+
+    def _prompt_products(self, x: DeviceArray, n: int, *products: tuple[DeviceMatrix, DeviceArray]) -> None:
+        """y = x @ w.T on tensor cores for each (w, y), all with the same x."""
+        dim = products[0][0].in_features
+        high = self.scratch(f"high {dim}", n, dim, np.float16)
+        low = self.scratch(f"low {dim}", n, dim, np.float16)
+        inverse_scales = self.scratch("inverse_scales", 1, MAX_PROMPT_CHUNK)
+        launches.split_halves(self.device, x, dim, n, high, low, inverse_scales)
+        for w, y in products:
+            launches.linear_prompt(self.device, w, high, low, inverse_scales, n, y)
+
     def rmsnorm_qkv_rope(
         self,
         x: Residual,
@@ -107,9 +125,13 @@ class CUDABackend:
         h = self._rmsnorm(x, norm, config.dim, config.norm_eps)
         q = self.scratch("q", x.n, config.q_dim)
         keys, values = cache.keys[layer], cache.values[layer]
-        launches.qkv_rope(
-            self.device, wq, wk, wv, h, cache.angles, cache.position, x.n, config, keys, values, q
-        )  # fmt: skip
+        place = (cache.angles, cache.position, x.n, config, keys, values, q)
+        if x.n <= FEW_COLUMNS:
+            launches.qkv_rope(self.device, wq, wk, wv, h, *place)
+        else:
+            k, v = self.scratch("k", x.n, config.kv_dim), self.scratch("v", x.n, config.kv_dim)
+            self._prompt_products(h, x.n, (wq, q), (wk, k), (wv, v))
+            launches.rope_append(self.device, k, v, *place)
         return q
 
     def attention(self, q: DeviceArray, cache: CUDACache, layer: int, config: ModelConfig) -> DeviceArray:
@@ -127,7 +149,7 @@ class CUDABackend:
 
     def linear_add(self, residual: Residual, x: DeviceArray, w: DeviceMatrix) -> Residual:
         residual.delta = self.scratch("delta", residual.n, w.out_features)
-        launches.linear(self.device, w, x, residual.n, residual.delta)
+        self._linear(x, w, residual.n, residual.delta)
         return residual
 
     def rmsnorm_gate_up_swiglu(
@@ -136,14 +158,19 @@ class CUDABackend:
         require_same_type(w_gate, w_up)
         h = self._rmsnorm(x, norm, w_gate.in_features, eps)
         y = self.scratch("hidden", x.n, w_gate.out_features)
-        launches.gate_up(self.device, w_gate, w_up, h, x.n, y)
+        if x.n <= FEW_COLUMNS:
+            launches.gate_up(self.device, w_gate, w_up, h, x.n, y)
+        else:
+            up = self.scratch("up", x.n, w_up.out_features)
+            self._prompt_products(h, x.n, (w_gate, y), (w_up, up))
+            launches.swiglu(self.device, y, up, w_up.out_features, x.n, y)
         return y
 
     def rmsnorm_head(self, x: Residual, norm: DeviceArray, w: DeviceMatrix, eps: float, n_logits: int) -> DeviceArray:
         logits = self.scratch("logits", n_logits, w.out_features)
         if n_logits:
             h = self._rmsnorm(x, norm, w.in_features, eps)[x.n - n_logits :]
-            launches.linear(self.device, w, h, n_logits, logits)
+            self._linear(h, w, n_logits, logits)
         return logits
 
     def to_host(self, logits: DeviceArray, vocab_size: int) -> NDArray[np.float32]:

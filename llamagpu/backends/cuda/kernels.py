@@ -6,6 +6,7 @@ on a GPU, g++ in the emulator, NVRTC in the tests) takes the text and the names 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from functools import cache
@@ -27,12 +28,18 @@ INSTANCES: dict[str, tuple[str, ...]] = {
     ),
     "attention": (*(f"attention_split<{kv}, {rows}>" for kv in KV_TYPES for rows in ROWS), "attention_merge"),
     "gate_up": tuple(f"gate_up<{w}, {c}>" for w in WEIGHTS for c in range(1, MAX_COLUMNS[w] + 1)),
+    "split_halves": ("split_halves",),
+    "linear_prompt": tuple(f"linear_prompt<{w}>" for w in WEIGHTS),
+    "rope": tuple(f"rope_append<{kv}>" for kv in KV_TYPES),
+    "swiglu": ("swiglu",),
     "sample": ("sample_scan", "sample_pick"),
 }
 
 
 def kernel_folder() -> Path | None:
-    """The CUDA sources: inside an installed package, or at the top of a checkout."""
+    """The CUDA sources: LLAMAGPU_KERNELS, else inside an installed package, or at the top of a checkout."""
+    if "LLAMAGPU_KERNELS" in os.environ:
+        return Path(os.environ["LLAMAGPU_KERNELS"])
     package = Path(__file__).parent.parent.parent
     return next((folder for folder in (package / "kernels", package.parent / "kernels") if folder.is_dir()), None)
 

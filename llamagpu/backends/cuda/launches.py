@@ -17,6 +17,11 @@ RMSNORM_THREADS = 256
 ATTENTION_THREADS = 128
 ATTENTION_TILE = 64
 MERGE_THREADS = 64
+SPLIT_THREADS = 256
+PROMPT_THREADS, PROMPT_TILE = 128, 64
+ROPE_THREADS = 128
+SWIGLU_THREADS = 128
+KV_NAMES = {"float32": "float", "float16": "__half"}  # in C++
 
 
 def embedding(device: Device, table: DeviceMatrix, tokens: DeviceArray, n: int, x: DeviceArray) -> None:
@@ -82,7 +87,7 @@ def qkv_rope(
 ) -> None:
     """q = rope(x @ wq.T); k and v go to keys, values [n_kv_heads, capacity, padded(head_dim)] at *position."""
     columns, passes = columns_of(n, wq.kind)
-    kv_type = {"float32": "float", "float16": "__half"}[keys.dtype.name]
+    kv_type = KV_NAMES[keys.dtype.name]
     launch = device.kernel("qkv_rope", f"qkv_rope<{wq.kind}, {kv_type}, {columns}>")
     n_pairs = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim // 2
     weights = (wq.data, wq.scales, wk.data, wk.scales, wv.data, wv.scales, i32(wq.group_size))
@@ -90,6 +95,57 @@ def qkv_rope(
     half_split = config.rope_layout == "half_split"
     args = (*weights, x, angles, position, q, keys, values, *map(i32, sizes), i32(half_split))
     launch((-(-n_pairs // WARPS_PER_BLOCK), passes), (WARPS_PER_BLOCK * 32,), args, 0)
+
+
+def split_halves(
+    device: Device, x: DeviceArray, dim: int, n: int, high: DeviceArray, low: DeviceArray, inverse_scales: DeviceArray
+) -> None:
+    """(high + low) * inverse_scales = x, to about 22 bits. high, low: float16, as x; inverse_scales: float32 [n]."""
+    args = (x, high, low, inverse_scales, i32(dim))
+    device.kernel("split_halves", "split_halves")((n,), (SPLIT_THREADS,), args, 0)
+
+
+def linear_prompt(
+    device: Device,
+    w: DeviceMatrix,
+    high: DeviceArray,
+    low: DeviceArray,
+    inverse_scales: DeviceArray,
+    n: int,
+    y: DeviceArray,
+) -> None:
+    """y = x @ w.T with x as split_halves gives it, on tensor cores."""
+    launch = device.kernel("linear_prompt", f"linear_prompt<{w.kind}>")
+    grid = (-(-w.out_features // PROMPT_TILE), -(-n // PROMPT_TILE))
+    sizes = (i32(w.in_features), i32(w.out_features), i32(n))
+    args = (w.data, w.scales, i32(w.group_size), high, low, inverse_scales, y, *sizes)
+    launch(grid, (PROMPT_THREADS,), args, 0)
+
+
+def rope_append(
+    device: Device,
+    k: DeviceArray,
+    v: DeviceArray,
+    angles: DeviceArray,
+    position: DeviceArray,
+    n: int,
+    config: ModelConfig,
+    keys: DeviceArray,
+    values: DeviceArray,
+    q: DeviceArray,
+) -> None:
+    """Turn q, in place, and k; k and v go to keys, values [n_kv_heads, capacity, padded(head_dim)] at *position."""
+    launch = device.kernel("rope", f"rope_append<{KV_NAMES[keys.dtype.name]}>")
+    n_pairs = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim // 2
+    sizes = (config.n_heads, config.n_kv_heads, config.head_dim, keys.shape[1], config.rope_layout == "half_split")
+    args = (q, k, v, angles, position, keys, values, *map(i32, sizes))
+    launch((-(-n_pairs // ROPE_THREADS), n), (ROPE_THREADS,), args, 0)
+
+
+def swiglu(device: Device, gate: DeviceArray, up: DeviceArray, width: int, n: int, y: DeviceArray) -> None:
+    """y = silu(gate) * up; y may be gate."""
+    grid = (-(-padded(width) // (4 * SWIGLU_THREADS)), n)
+    device.kernel("swiglu", "swiglu")(grid, (SWIGLU_THREADS,), (gate, up, y, i32(width)), 0)
 
 
 def attention_rows(n: int, config: ModelConfig) -> int:
@@ -123,13 +179,16 @@ def attention(
     Scratch: partial float32 [n_splits, n, n_heads, padded(head_dim)]; stats float32 [n_splits, n, n_heads, 2].
     """
     rows = attention_rows(n, config)
-    kv_type = {"float32": "float", "float16": "__half"}[keys.dtype.name]
+    kv_type = KV_NAMES[keys.dtype.name]
     n_heads, n_kv_heads, head_dim = config.n_heads, config.n_kv_heads, config.head_dim
     stride = padded(head_dim)
     n_key_lanes = ATTENTION_THREADS // (stride // 8)
     shared_floats = rows * stride * n_key_lanes + rows * ATTENTION_TILE
     grid = (-(-n * n_heads // n_kv_heads // rows), n_kv_heads, n_splits)
-    sizes = map(i32, (n, n_heads, n_kv_heads, head_dim, keys.shape[1]))
+    lanes_per_key = 2  # enough for a key's 16-byte pieces where a warp has them
+    while lanes_per_key < min(stride // 8, 32):
+        lanes_per_key *= 2
+    sizes = map(i32, (n, n_heads, n_kv_heads, head_dim, keys.shape[1], lanes_per_key))
     args = (q, keys, values, position, partial, stats, *sizes, f32(head_dim**-0.5))
     launch = device.kernel("attention", f"attention_split<{kv_type}, {rows}>")
     launch(grid, (ATTENTION_THREADS,), args, 4 * shared_floats)

@@ -1,0 +1,52 @@
+"""kernels/linear_prompt.cu against backends/cpu/linear.py: as near as the kernels that add up float32."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llamagpu.backends.cpu.linear import linear
+from llamagpu.backends.cpu.split_halves import split_halves
+from llamagpu.backends.cuda import launches
+from llamagpu.backends.cuda.device import Device
+from llamagpu.backends.cuda.kernels import WEIGHTS
+from llamagpu.backends.cuda.matrix import pad_rows, padded, upload_matrix
+from tests.kernels.harness import (
+    Arrays,
+    Case,
+    Floats,
+    download_rows,
+    random,
+    random_tensor,
+    tolerance_of,
+    twin_tests,
+    unwritten,
+    widened,
+)
+
+
+def case(kind: str, out_features: int, in_features: int, n: int, scale: float = 1.0, group_size: int = 32) -> Case:
+    w = random_tensor(kind, out_features, in_features, group_size=group_size)
+    x: Floats = random(n, in_features, seed=1) * np.float32(scale)
+    x[n // 2] *= 100
+
+    def run(device: Device) -> Arrays:
+        high, low, inverse_scales = split_halves(x)
+        halves = device.upload(pad_rows(high)), device.upload(pad_rows(low)), device.upload(inverse_scales)
+        y = unwritten(device, n, padded(out_features))
+        launches.linear_prompt(device, upload_matrix(device, w), *halves, n, y)
+        return {"y": download_rows(device, y, out_features)}
+
+    def twin() -> Arrays:
+        return {"y": linear(x, widened(w))}
+
+    return Case(f"{kind} {out_features}x{in_features} n={n} scale {scale:g}", run, twin, tolerance_of(kind))
+
+
+SIZES = ((1, 32, 9), (17, 96, 16), (64, 64, 64), (70, 128, 65), (130, 352, 33))
+ODD_SIZES = ((3, 1, 9), (63, 50, 63), (65, 100, 70))  # in_features that 16 and 32 do not divide
+CASES = [case(kind, *size) for kind in WEIGHTS for size in SIZES]
+CASES += [case(kind, *size) for kind in ("F32", "F16", "Q8Flat") for size in ODD_SIZES]
+CASES += [case(kind, 20, 64, 20, scale) for kind in ("F32", "F16", "Q8") for scale in (1e-6, 1e6)]
+CASES += [case("Q8", 20, 512, 12, group_size=group_size) for group_size in (16, 64, 512)]
+SMALL = [case(kind, 66, 96 if kind == "Q8" else 81, 66) for kind in WEIGHTS]
+test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)

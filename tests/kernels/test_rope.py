@@ -1,0 +1,67 @@
+"""kernels/rope.cu against backends/cpu/rope.py and the copy into the cache."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llamagpu.backends.cpu.rope import rope, rope_angles
+from llamagpu.backends.cuda import launches
+from llamagpu.backends.cuda.device import Device
+from llamagpu.backends.cuda.kernels import KV_TYPES
+from llamagpu.backends.cuda.matrix import padded
+from llamagpu.config import ModelConfig
+from tests.kernels.harness import (
+    Arrays,
+    Case,
+    download_rows,
+    random,
+    tolerance_of,
+    twin_tests,
+    unwritten,
+    upload_rows,
+)
+from tests.kernels.test_qkv_rope import DTYPES, heads
+
+
+def case(kv: str, config: ModelConfig, n: int, start: int, capacity: int = 40) -> Case:
+    q, k, v = random(n, config.q_dim), random(n, config.kv_dim, seed=1), random(n, config.kv_dim, seed=2)
+    head_dim = config.head_dim
+
+    def run(device: Device) -> Arrays:
+        angles = device.upload(np.concatenate(rope_angles(0, capacity, head_dim, config.rope_theta), axis=1))
+        position = device.upload(np.asarray([start], np.int32))
+        keys = unwritten(device, config.n_kv_heads, capacity, padded(head_dim), dtype=DTYPES[kv])
+        values = unwritten(device, config.n_kv_heads, capacity, padded(head_dim), dtype=DTYPES[kv])
+        turned = upload_rows(device, q)
+        rows = upload_rows(device, k), upload_rows(device, v)
+        launches.rope_append(device, *rows, angles, position, n, config, keys, values, turned)
+        out = {"q": download_rows(device, turned, config.q_dim)}
+        for name, cache in (("keys", keys), ("values", values)):
+            host = download_rows(device, cache, head_dim)
+            assert np.isnan(host[:, :start]).all(), "wrote before its position"
+            assert np.isnan(host[:, start + n :]).all(), "wrote after its position"
+            out[name] = host[:, start : start + n]
+        return out
+
+    def twin() -> Arrays:
+        cos, sin = rope_angles(start, n, head_dim, config.rope_theta)
+        by_head = (x.reshape(n, -1, head_dim) for x in (q, k, v))
+        turned, keys, values = next(by_head), next(by_head), next(by_head)
+        turned, keys = rope(turned, cos, sin, config.rope_layout), rope(keys, cos, sin, config.rope_layout)
+        return {"q": turned.reshape(n, -1), "keys": keys.transpose(1, 0, 2), "values": values.transpose(1, 0, 2)}
+
+    shape = f"{config.n_heads}/{config.n_kv_heads} heads of {head_dim} {config.rope_layout}"
+    return Case(f"{kv} {shape} n={n} at {start}", run, twin, tolerance_of(kv))
+
+
+CASES = [
+    case(kv, heads(8, *shape, layout), n, start)
+    for kv in KV_TYPES
+    for shape in ((1, 1, 2), (3, 1, 10), (4, 2, 64), (9, 3, 18))
+    for layout in ("interleaved", "half_split")
+    for n, start in ((9, 0), (11, 29))
+]
+SMALL = [case(kv, heads(8, 3, 1, 10, "half_split"), 9, 31) for kv in KV_TYPES] + [
+    case("float", heads(8, 5, 2, 38), 2, 0)
+]
+test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)
