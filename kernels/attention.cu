@@ -2,15 +2,15 @@
 //
 //     out = softmax(q k^T * scale) v, where the token at row i sees positions 0 ... *position + i
 //
-// One family for decoding and for prompts: the queries that share a key head (group = n_heads / n_kv_heads of each token)
-// are one list of n * group rows, row r being token r / group, and a block takes ROWS of them, so each key and value that
-// it loads serves ROWS queries. While decoding there are few rows, so the keys are split over many blocks
+// One family for decoding and for prompts: the queries that share a key head (group = n_heads / n_kv_heads of each
+// token) are one list of n * group rows, row r being token r / group, and a block takes ROWS of them, so each key and
+// value that it loads serves ROWS queries. While decoding there are few rows, so the keys are split over many blocks
 // (attention_split), whose partial results are then put together in order (attention_merge).
 //
-// Shapes    q float32 [n][n_heads * head_dim], padded; keys, values of type KV [n_kv_heads][capacity][padded(head_dim)];
+// Shapes    q, out float32 [n][n_heads * head_dim], padded; keys, values of type KV
+//           [n_kv_heads][capacity][padded(head_dim)], head_dim at most 1024;
 //           partial float32 [n_splits][n][n_heads][padded(head_dim)]: sums of exp(score - largest) * v;
-//           stats float2 [n_splits][n][n_heads]: the largest score, the sum of exp(score - largest);
-//           out float32 [n][n_heads * head_dim], padded. head_dim at most 1024.
+//           stats float2 [n_splits][n][n_heads]: the largest score, the sum of exp(score - largest).
 // Bytes     keys and values once per ROWS rows; partial is written and read once.
 #include "common.cuh"
 
@@ -19,12 +19,12 @@ constexpr int ATTENTION_WARPS = ATTENTION_THREADS / WARP;
 constexpr int TILE = 64;  // keys between two barriers
 constexpr int MERGE_THREADS = 64;
 
-// Grid (ceil(n * group / ROWS), n_kv_heads, n_splits). Split s takes an equal share of the keys that the block's last row
-// sees, in whole tiles. Per tile: (1) scores: lanes_per_key lanes per key (a power of two from 2 to 32), each 8 elements at
-// a time; (2) a warp per row updates largest and sum, scores become weights; (3) values: threads are (key lane, 8 elements), each adds up its keys
-// for all rows in registers. At the end the key lanes are added in order.
-// Shared memory: shared_floats() of backends/cuda/attention.py: the larger of q [ROWS][stride] and the key lanes' sums
-// [key lanes][ROWS][stride], which follow q in the same place, then weights [ROWS][TILE].
+// Grid (ceil(n * group / ROWS), n_kv_heads, n_splits). Split s takes an equal share of the keys that the block's last
+// row sees, in whole tiles. Per tile: (1) scores: lanes_per_key lanes per key (a power of two from 2 to 32), each 8
+// elements at a time; (2) a warp per row updates largest and sum, scores become weights; (3) values: threads are (key
+// lane, 8 elements), each adds up its keys for all rows in registers. At the end the key lanes are added in order.
+// Shared memory (backends/cuda/launches.py): the key lanes' sums [key lanes][ROWS][stride], before them in the same place
+// q [ROWS][stride]; then weights [ROWS][TILE].
 template <class KV, int ROWS>
 __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
     attention_split(const float* __restrict__ q, const KV* __restrict__ keys, const KV* __restrict__ values,
@@ -40,7 +40,9 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
     const int first_row = blockIdx.x * ROWS, n_rows = min(ROWS, n * group - first_row), start = *position;
 
     // index of a row's query head among all of all tokens, and how many keys the row sees
-    auto query = [&](int row) { return (first_row + row) / group * n_heads + kv_head * group + (first_row + row) % group; };
+    auto query = [&](int row) {
+        return (first_row + row) / group * n_heads + kv_head * group + (first_row + row) % group;
+    };
     auto visible = [&](int row) { return start + (first_row + row) / group + 1; };
 
     const int n_keys = visible(n_rows - 1);
@@ -59,7 +61,8 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
         float value = 0.f;
         if (row < n_rows && d < head_dim) {
             const int index = query(row);
-            value = q[static_cast<size_t>(index / n_heads) * padded(n_heads * head_dim) + index % n_heads * head_dim + d];
+            const size_t token = index / n_heads, head = index % n_heads;
+            value = q[token * padded(n_heads * head_dim) + head * head_dim + d];
         }
         rows[i] = value * scale;
     }
@@ -68,7 +71,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
 
     const int key_in_warp = lane / lanes_per_key, part = lane % lanes_per_key, keys_per_warp = WARP / lanes_per_key;
     const int key_lane = thread / n_vectors, vector = thread % n_vectors;
-    const bool adds = key_lane < n_key_lanes;  // a few threads are left over where n_vectors does not divide their number
+    const bool adds = key_lane < n_key_lanes;  // a few threads are left over where n_vectors does not divide them
     float sums[ROWS][8] = {};
 
     for (int base = begin; base < end; base += TILE) {

@@ -2,7 +2,7 @@
 //
 // Shapes    table [vocab_size][dim] of type Row (weights.cuh); tokens int32 [n], each in 0 ... vocab_size - 1;
 //           x float32 [n][dim], padded.
-// Threads   one block of EMBEDDING_THREADS per token; a thread takes every EMBEDDING_THREADS-th 16-byte piece of the row.
+// Threads   one block of EMBEDDING_THREADS per token; a thread takes every EMBEDDING_THREADS-th 16 bytes of the row.
 // Bytes     n rows of the table, n * dim * 4 written.
 #include "weights.cuh"
 

@@ -5,7 +5,7 @@
 // Shapes    w [out_features][in_features] of type Row (weights.cuh); x float32 [n][in_features];
 //           y float32 [n][out_features]; rows of all three padded as common.cuh says.
 // Threads   grid (row pairs / WARPS_PER_BLOCK, ceil(n / COLUMNS)), block WARPS_PER_BLOCK * 32: a warp makes rows 2p and
-//           2p + 1 for COLUMNS columns. With n > 8 the weights are read again for every 8 columns (from L2 if they fit).
+//           2p + 1 for COLUMNS columns. More columns read the weights again; prompts take linear_prompt.cu instead.
 // Bytes     the weights once per 8 columns; x and y are small beside them.
 #include "dot.cuh"
 

@@ -1,20 +1,21 @@
 // y = x @ w.T for the many columns of a prompt, on tensor cores, as exact as float32.
 //
-// Tensor cores multiply float16. x comes as the sum of two float16 (split_halves.cu), so two products give about 22 bits
-// of it; weights of other types than float16 are split in two here, which makes three. Sums are float32, in a fixed
-// order.
+// Tensor cores multiply float16. x comes as the sum of two float16 (split_halves.cu), so two products give about 22
+// bits of it; weights of other types than float16 are split in two here, which makes three. Sums are float32, in a
+// fixed order.
 //
 // Shapes    w [out_features][in_features] of type Row (weights.cuh); high, low float16 [n][in_features]; inverse_scales
 //           float32 [n]; y float32 [n][out_features]; rows padded.
 // Threads   grid (ceil(out_features / OUTPUTS), ceil(n / TOKENS)), block of four warps: a tile of 64 tokens by 64
 //           outputs, a quarter of it each. 32 of in_features at a time go through shared memory, in two buffers, one of
-//           which is filled (cp.async, or by way of registers where weights are converted) while the other is multiplied.
+//           which is filled (cp.async, or by way of registers where weights are converted) while the other is
+//           multiplied.
 // Bytes     w once per 64 tokens, x once per 64 outputs.
 #include "weights.cuh"
 
 constexpr int PROMPT_THREADS = 128;
 constexpr int TOKENS = 64, OUTPUTS = 64, DEPTH = 32;
-constexpr int TILE_STRIDE = DEPTH + 8;  // halves: 80 bytes, so that the eight rows of an ldmatrix are in different banks
+constexpr int TILE_STRIDE = DEPTH + 8;  // halves: 80 bytes, so the eight rows of an ldmatrix are in different banks
 
 template <class T, class U>
 struct is_same { static constexpr bool value = false; };

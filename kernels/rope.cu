@@ -3,7 +3,7 @@
 //
 // Shapes    q float32 [n][n_heads * head_dim], turned in place; k, v float32 [n][n_kv_heads * head_dim], rows padded;
 //           angles, position, keys, values as in qkv_rope.cu.
-// Threads   grid (ceil(pairs / ROPE_THREADS), n): a thread per pair of elements that turn together, of q, of k, then of v.
+// Threads   grid (ceil(pairs / ROPE_THREADS), n): a thread per pair that turns together, of q, of k, then of v.
 // Bytes     q, k, v read, q and the cache written once.
 #include "common.cuh"
 

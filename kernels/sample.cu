@@ -1,16 +1,18 @@
-// Choose the next token on the device, exactly as llamagpu/backends/cpu/sample.py does: the algorithm and why it is made
-// of whole numbers are in docs/sampling.md. No step depends on an order of additions, so nothing here can differ from it.
+// Choose the next token on the device, exactly as llamagpu/backends/cpu/sample.py does: the algorithm and why it is
+// made of whole numbers are in docs/sampling.md. No step depends on an order of additions, so nothing here can differ
+// from it.
 //
-// sample_scan goes over the logits with many blocks: it applies the repetition penalty and finds the best of each chunk.
+// sample_scan goes over the logits with many blocks: it applies the repetition penalty and finds the best of each
+// chunk.
 // sample_pick, one block, needs only those where temperature is 0. Otherwise it lists candidates: a chunk whose best is
 // below the top_k-th best chunk holds none of the top_k, so a few chunks are left of a large vocabulary; then top-k and
 // top-p each cut the list at a logit found by bisection, and the draw is a running sum over it.
 //
-// Shapes    logits float32 [vocab_size]; counts int32 [vocab_size]; scores float32 [vocab_size]; best uint64 [n_chunks];
-//           candidates int32 [vocab_size]; tokens int32 [1]; position int32 [1]; ring int32 [ring_size], in pinned memory
-//           of the host; settings and state: the structs below, mirrored in backends/cuda/sampler.py.
+// Shapes    logits float32 [vocab_size]; counts int32 [vocab_size]; scores float32 [vocab_size]; best uint64
+//           [n_chunks]; candidates int32 [vocab_size]; tokens int32 [1]; position int32 [1]; ring int32 [ring_size], in
+//           pinned memory of the host; settings and state: the structs below, mirrored in backends/cuda/sampler.py.
 // Threads   SAMPLE_THREADS a block; a chunk is SAMPLE_THREADS logits.
-// Bytes     logits read and scores written once; with top_k little more, without it the scores about 70 times (from L2).
+// Bytes     logits read and scores written once; with top_k little more, without it the scores 70 times (from L2).
 #include "common.cuh"
 
 constexpr int SAMPLE_THREADS = 256;
@@ -99,8 +101,8 @@ __device__ __forceinline__ u64 random_u64(u64 seed, u64 n) {
     return z ^ z >> 31;
 }
 
-// Grid n_chunks. best: ordered(score) << 32 | ~id of the chunk's best, the lower id among equals; 0 where a logit is NaN
-// or infinity (a damaged model).
+// Grid n_chunks. best: ordered(score) << 32 | ~id of the chunk's best, the lower id among equals; 0 where a logit is
+// NaN or infinity (a damaged model).
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
     sample_scan(const float* __restrict__ logits, const int* __restrict__ counts,
                 const SamplingSettings* __restrict__ settings, float* __restrict__ scores, u64* __restrict__ best,
@@ -158,8 +160,8 @@ __device__ __forceinline__ int cut_list(int* candidates, int n, unsigned cut, u6
     return n_kept;
 }
 
-// Grid 1. Writes the token to tokens[0] for the next step and to the ring for the host (-1 where the logits are damaged),
-// counts it, moves on position, draw and ring.
+// Grid 1. Writes the token to tokens[0] for the next step and to the ring for the host (-1 where the logits are
+// damaged), counts it, moves on position, draw and ring.
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
     sample_pick(const float* __restrict__ scores, const u64* __restrict__ best,
                 const SamplingSettings* __restrict__ settings, SamplingState* __restrict__ state,
@@ -192,7 +194,8 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
         // the chunks that can hold a candidate, in order
         unsigned bound = 0;
         auto chunk_key = [&](int i) { return static_cast<unsigned>(best[i] >> 32); };
-        if (top_k > 0 && top_k <= n_chunks) bound = find_cut(n_chunks, top_k, scratch, chunk_key, [](int) { return 1; });
+        auto one = [](int) { return 1; };
+        if (top_k > 0 && top_k <= n_chunks) bound = find_cut(n_chunks, top_k, scratch, chunk_key, one);
         int n_listed = 0;
         for (int base = 0; base < n_chunks; base += SAMPLE_THREADS) {
             const int i = base + thread;
@@ -219,7 +222,7 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
         auto add = [](u64 a, u64 b) { return a + b; };
 
         if (top_k > 0 && top_k < n) {
-            const unsigned cut = find_cut(n, top_k, scratch, key, [](int) { return 1; });
+            const unsigned cut = find_cut(n, top_k, scratch, key, one);
             u64 above = 0;
             for (int i = thread; i < n; i += SAMPLE_THREADS) above += key(i) > cut;
             above = block_reduce(above, scratch, add);

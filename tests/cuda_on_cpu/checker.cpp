@@ -70,7 +70,9 @@ bool is_ordered_after_readers(const Cell& cell, const Identity& me, bool shared)
 
 // The range that holds all n bytes; else one that holds the first.
 const Range* find(uintptr_t address, size_t n) {
-    auto holds = [&](const Range& range, size_t bytes) { return address >= range.low && address + bytes <= range.high; };
+    auto holds = [&](const Range& range, size_t bytes) {
+        return address >= range.low && address + bytes <= range.high;
+    };
     if (last_found < ranges.size() && holds(ranges[last_found], n)) return &ranges[last_found];
     for (const size_t bytes : {n, static_cast<size_t>(1)})
         for (size_t i = 0; i < ranges.size(); i++)

@@ -1,5 +1,5 @@
-// Arithmetic, bits and loads of a single thread, and atomics. Compiled with -ffp-contract=off, so that __fmul_rn followed
-// by __fadd_rn is two roundings, as on a GPU; fmaf is one.
+// Arithmetic, bits and loads of a single thread, and atomics. Compiled with -ffp-contract=off, so that __fmul_rn
+// followed by __fadd_rn is two roundings, as on a GPU; fmaf is one.
 #pragma once
 
 template <class T> T __ldg(const T* place) { return *place; }

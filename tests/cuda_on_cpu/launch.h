@@ -1,5 +1,5 @@
-// From cuLaunchKernel's void** to a kernel's own parameter types. EXPORT makes, for a kernel or an instance of a template,
-// the two C functions that build.py calls: run one thread, and tell the sizes of the parameters.
+// From cuLaunchKernel's void** to a kernel's own parameter types. EXPORT makes, for a kernel or an instance of a
+// template, the two C functions that build.py calls: run one thread, and tell the sizes of the parameters.
 #pragma once
 
 namespace emulator {

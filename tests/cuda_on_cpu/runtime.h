@@ -13,8 +13,9 @@ extern unsigned char* dynamic_shared;
 
 // Memory of the block for one __shared__ variable, 16-byte aligned, apart from the others.
 void* reserve_shared(size_t n);
-// `__shared__ float sums[N];` becomes `float (&sums)[N] = shared_variable<float[N], 3>();`. (A static variable in a section
-// of its own would be simpler, but g++ ignores the section in templates.) One place for all blocks: they run in turn.
+// `__shared__ float sums[N];` becomes `float (&sums)[N] = shared_variable<float[N], 3>();`. (A static variable in a
+// section of its own would be simpler, but g++ ignores the section in templates.) One place for all blocks: they run in
+// turn.
 template <class T, int DECLARATION>
 EMULATOR_OWN T& shared_variable() {
     static T* const place = static_cast<T*>(reserve_shared(sizeof(T)));

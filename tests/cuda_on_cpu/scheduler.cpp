@@ -1,6 +1,6 @@
-// Runs a kernel: one block after the other, each CUDA thread a fiber on one OS thread. A fiber runs until it meets others
-// at a barrier or in a warp collective, so which threads run ahead is the scheduler's choice: first come, first served
-// with seed 0, and two kinds of random order with others (README.md).
+// Runs a kernel: one block after the other, each CUDA thread a fiber on one OS thread. A fiber runs until it meets
+// others at a barrier or in a warp collective, so which threads run ahead is the scheduler's choice: first come, first
+// served with seed 0, and two kinds of random order with others (README.md).
 #include "scheduler.h"
 
 #include <sys/mman.h>
@@ -196,7 +196,8 @@ size_t dynamic_shared_bytes() { return dynamic_used; }
 
 void* reserve_shared(size_t n) {
     const size_t place = static_used + GAP;
-    if (n > MOST_STATIC_SHARED || place + n + GAP > sizeof static_shared) fail("more than 48 KiB of static shared memory");
+    if (n > MOST_STATIC_SHARED || place + n + GAP > sizeof static_shared)
+        fail("more than 48 KiB of static shared memory");
     static_used = (place + n + 15) / 16 * 16;
     note_shared_variable(static_shared + place, n);
     return static_shared + place;
@@ -322,7 +323,8 @@ extern "C" __attribute__((visibility("default"))) const char* launch(void (*func
     block_size = dim3(block[0], block[1], block[2]);
     const size_t n = static_cast<size_t>(block[0]) * block[1] * block[2];
     const size_t n_blocks = static_cast<size_t>(grid[0]) * grid[1] * grid[2];
-    if (!n || n > MOST_THREADS || !n_blocks || grid[1] > 65535 || grid[2] > 65535) return "invalid launch configuration";
+    if (!n || n > MOST_THREADS || !n_blocks || grid[1] > 65535 || grid[2] > 65535)
+        return "invalid launch configuration";
     if (shared_bytes > MOST_SHARED) return "more than 227 KiB of shared memory";
     if (!stacks) {
         stacks = static_cast<unsigned char*>(mmap(nullptr, MOST_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE,
