@@ -23,8 +23,8 @@ constexpr int MERGE_THREADS = 64;
 // row sees, in whole tiles. Per tile: (1) scores: lanes_per_key lanes per key (a power of two from 2 to 32), each 8
 // elements at a time; (2) a warp per row updates largest and sum, scores become weights; (3) values: threads are (key
 // lane, 8 elements), each adds up its keys for all rows in registers. At the end the key lanes are added in order.
-// Shared memory (backends/cuda/launches.py): the key lanes' sums [key lanes][ROWS][stride], before them in the same place
-// q [ROWS][stride]; then weights [ROWS][TILE].
+// Shared memory (backends/cuda/launches.py): the key lanes' sums [key lanes][ROWS][stride], before them in the same
+// place q [ROWS][stride]; then weights [ROWS][TILE].
 template <class KV, int ROWS>
 __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
     attention_split(const float* __restrict__ q, const KV* __restrict__ keys, const KV* __restrict__ values,
@@ -47,24 +47,15 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
 
     const int n_keys = visible(n_rows - 1);
     const int per_split = ((n_keys + n_splits - 1) / n_splits + TILE - 1) / TILE * TILE;
-    const int begin = split * per_split, end = min(begin + per_split, n_keys);
-    if (begin >= end) {  // more splits than tiles: tell the merge to skip this one
-        if (thread < n_rows)
-            stats[static_cast<size_t>(split) * n * n_heads + query(thread)] = make_float2(NEGATIVE_INFINITY, 0.f);
-        return;
-    }
+    const int begin = split * per_split, end = min(begin + per_split, n_keys);  // none where splits outnumber tiles
     keys += static_cast<size_t>(kv_head) * capacity * stride;
     values += static_cast<size_t>(kv_head) * capacity * stride;
 
-    for (int i = thread; i < ROWS * stride; i += ATTENTION_THREADS) {
-        const int row = i / stride, d = i % stride;
-        float value = 0.f;
-        if (row < n_rows && d < head_dim) {
-            const int index = query(row);
-            const size_t token = index / n_heads, head = index % n_heads;
-            value = q[token * padded(n_heads * head_dim) + head * head_dim + d];
-        }
-        rows[i] = value * scale;
+    for (int row = 0; row < ROWS; row++) {
+        const int index = query(min(row, n_rows - 1));  // rows past the last repeat it; their results are dropped
+        const float* of_query = q + static_cast<size_t>(index / n_heads) * padded(n_heads * head_dim);
+        for (int d = thread; d < stride; d += ATTENTION_THREADS)
+            rows[row * stride + d] = d < head_dim ? of_query[index % n_heads * head_dim + d] * scale : 0.f;
     }
     if (thread < ROWS) largest[thread] = NEGATIVE_INFINITY, sum[thread] = 0.f;
     __syncthreads();
@@ -164,8 +155,7 @@ extern "C" __global__ void __launch_bounds__(MERGE_THREADS)
         for (int split = 0; split < n_splits; split++) {
             const size_t index = static_cast<size_t>(split) * n_queries + query;
             const float2 s = stats[index];
-            if (s.y == 0.f) continue;  // an empty split, whose partial result was never written
-            const float factor = expf(s.x - largest);
+            const float factor = expf(s.x - largest);  // 0 for a split without keys, whose largest is -infinity
             total = fmaf(factor, partial[index * stride + d], total);
             sum = fmaf(factor, s.y, sum);
         }

@@ -12,6 +12,20 @@ __device__ __forceinline__ uint4 load_streaming(const void* place) {
     return value;
 }
 
+// Programmatic dependent launch (sm_90 and later): let the next kernel of the stream begin now; wait until the kernel
+// before has ended and its writes are seen. Nothing where the launch did not ask for it.
+__device__ __forceinline__ void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ unsigned shared_address(const void* place) {
     return static_cast<unsigned>(__cvta_generic_to_shared(place));
 }

@@ -145,15 +145,15 @@ __device__ __forceinline__ int cut_list(int* candidates, int n, unsigned cut, u6
     int n_kept = 0;
     for (int base = 0; base < n; base += SAMPLE_THREADS) {
         const int i = base + threadIdx.x;
-        const unsigned own = i < n ? key(i) : 0;
+        const unsigned own = i < n ? key(i) : 0;  // below every cut
         const int id = i < n ? candidates[i] : 0;
         u64 total_equal, total_kept;
-        const bool equal = i < n && own == cut;
+        const bool equal = own == cut;
         const u64 rank = block_scan(equal, total_equal, scratch);
-        const bool kept = i < n && (own > cut || (equal && rank < n_equal));
+        const bool kept = own > cut || (equal && rank < n_equal);
         const u64 place = block_scan(kept, total_kept, scratch);
         if (kept) candidates[n_kept + place] = id;  // at or before i: never one that is still to be read
-        n_equal -= total_equal < n_equal ? total_equal : n_equal;
+        n_equal -= min(total_equal, n_equal);
         n_kept += static_cast<int>(total_kept);
         __syncthreads();
     }
@@ -252,12 +252,12 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
         total = block_reduce(total, scratch, add);
         const u64 draw = __umul64hi(random_u64(settings->seed, state->n_drawn), total);
         u64 before = 0;
-        for (int base = 0; base < n && before <= draw; base += SAMPLE_THREADS) {
+        for (int base = 0; base < n; base += SAMPLE_THREADS) {
             const int i = base + thread;
             const u64 own = i < n ? weight(i) : 0;
             u64 tile_total;
             const u64 running = before + block_scan(own, tile_total, scratch);
-            if (running <= draw && draw < running + own) drawn = candidates[i];  // true for one thread of one tile
+            if (running <= draw && draw < running + own) drawn = candidates[i];  // one thread of all
             before += tile_total;
         }
         __syncthreads();

@@ -17,6 +17,7 @@ import numpy as np
 
 from llamagpu.backends.cuda import CUDABackend
 from llamagpu.backends.cuda.cupy_device import CuPyDevice
+from llamagpu.backends.cuda.kernels import read_kernel_file
 from llamagpu.checkpoint import Checkpoint, llama_shapes
 from llamagpu.config import ModelConfig
 from llamagpu.models.llama import Llama
@@ -24,13 +25,13 @@ from llamagpu.sampling import SamplingParams
 
 Figures = dict[str, Any]
 
-KERNELS = """
+KERNELS = (
+    read_kernel_file("ptx.cuh").replace("#pragma once", "")
+    + """
 extern "C" __global__ void nothing(int* a) {}
 extern "C" __global__ void dependent(int* a) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
+    launch_dependents();
+    wait_for_previous_kernel();
 }
 extern "C" __global__ void read_all(const uint4* in, unsigned* out, long long n) {
     unsigned sum = 0;
@@ -45,6 +46,7 @@ extern "C" __global__ void read_all(const uint4* in, unsigned* out, long long n)
     if (sum == 0x12345678u) out[0] = sum;  // never, but the compiler does not know
 }
 """
+)
 
 
 def gpu_seconds(device: CuPyDevice, work: Callable[[], None], repeats: int = 20) -> float:

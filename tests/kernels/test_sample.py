@@ -91,7 +91,11 @@ CASES += [case(300, params, kind) for kind in (tied, flat, masked, enormous) for
 CASES += [case(5000, params, draws=2) for params in (CHAT, SETTINGS_TRIED[0], SETTINGS_TRIED[5])]
 CASES += [case(40 * SAMPLE_THREADS, SamplingParams(0.8, 5, 1, 0, 1, 9), tied, draws=2)]  # few chunks hold the top 5
 SMALL = [case(300, params, kind, draws=1) for kind in (sharp, tied) for params in (SETTINGS_TRIED[1], CHAT)]
-SMALL += [case(300, SETTINGS_TRIED[4], draws=1), case(520, SamplingParams(1, 2, 0.9, 0, 1.1, 1), draws=2)]
+SMALL += [
+    case(300, PLAIN, draws=1),
+    case(300, SETTINGS_TRIED[4], draws=1),
+    case(520, SamplingParams(1, 2, 0.9, 0, 1.1, 1), draws=2),
+]
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)
 
 

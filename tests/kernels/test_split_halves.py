@@ -31,8 +31,8 @@ def case(dim: int, n: int, scale: float = 1.0) -> Case:
 
 
 CASES = [case(dim, n) for dim in (1, 17, 64, 100, 1030, 4096) for n in (1, 3)]
-CASES += [case(100, 2, scale) for scale in (1e-30, 1e-5, 1e5, 1e30)]
-SMALL = [case(1030, 3), case(20, 2)]
+CASES += [case(100, 2, scale) for scale in (1e-37, 1e-30, 1e-5, 1e5, 1e30)]
+SMALL = [case(1030, 3), case(20, 2), case(20, 1, 1e-37)]
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)
 
 

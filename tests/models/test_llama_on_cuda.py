@@ -16,6 +16,7 @@ from llamagpu.llm import DEMO, LLM, load, model_path
 from llamagpu.models.llama import Llama
 from llamagpu.quantization import Int8Matrix
 from tests.emulated_device import EmulatedDevice
+from tests.kernels.harness import needs_emulator
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes, v2_bytes
 
 
@@ -121,6 +122,7 @@ def test_damaged_weights_are_told(tmp_path: Path, device: Device) -> None:
         list(on_device(path, device).generate("a", max_tokens=5, temperature=0))
 
 
+@needs_emulator
 def test_the_decode_step_is_captured_once_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     """After the first two steps no Python of the model runs: the host only launches the graph."""
     device = EmulatedDevice()
@@ -139,6 +141,7 @@ def test_the_decode_step_is_captured_once_and_replayed(monkeypatch: pytest.Monke
     assert device.n_launches == (1 + 8 * layers + 2 + 2) * 20, "launches of a step"
 
 
+@needs_emulator
 def test_the_host_runs_ahead_by_a_few_steps() -> None:
     device = EmulatedDevice()
     llm = on_device(model_path(DEMO), device)
@@ -148,6 +151,7 @@ def test_the_host_runs_ahead_by_a_few_steps() -> None:
     assert device.n_launches == per_step * (1 + STEPS_AHEAD)
 
 
+@needs_emulator
 def test_mixed_weight_types_are_refused(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(model_path(DEMO))
     name = "layers.0.attention.wk.weight"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,9 @@ def import_cupy() -> Any:
     if "CUPY_CACHE_DIR" not in os.environ and not can_write(Path("~/.cupy").expanduser()):
         user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
         os.environ["CUPY_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"llamagpu-cupy-{user}")
-    import cupy
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of optional parts that it does not find
+        import cupy
 
     return cupy
 
