@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llamagpu.backends.cpu import CPUSampler
+from llamagpu.backends.cpu.sample import sample
 from llamagpu.backends.cuda.device import Device
 from llamagpu.backends.cuda.sampler import SAMPLE_THREADS, SETTINGS, STATE, CUDASampler
 from llamagpu.sampling import SamplingParams
@@ -35,6 +36,16 @@ def masked(vocab_size: int, n: int) -> Floats:
     logits = sharp(vocab_size, n)
     logits[:, np.arange(vocab_size) % 7 != 2] = -np.inf
     return logits
+
+
+def seed_drawing(number: int) -> int:
+    """The seed whose first random 64-bit number is this one: SplitMix64 backwards."""
+    for shift, factor in ((31, 0x94D049BB133111EB), (27, 0xBF58476D1CE4E5B9), (30, 1)):
+        z = number
+        for _ in range(64 // shift):  # undo z ^ z >> shift, some top bits at a time
+            z = number ^ z >> shift
+        number = z * pow(factor, -1, 1 << 64) % (1 << 64)
+    return (number - 0x9E3779B97F4A7C15) % (1 << 64)
 
 
 def enormous(vocab_size: int, n: int) -> Floats:
@@ -96,6 +107,9 @@ SMALL += [
     case(300, SETTINGS_TRIED[4], draws=1),
     case(520, SamplingParams(1, 2, 0.9, 0, 1.1, 1), draws=2),
 ]
+# two equal weights of 2^40 and draws at the border between them: the last of the first token, the first of the second
+BORDERS = [SamplingParams(1, 0, 1, 0, 1, seed_drawing(number)) for number in (2**63 - 1, 2**63)]
+SMALL += [case(2, params, flat, draws=1) for params in BORDERS]
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)
 
 
@@ -119,6 +133,11 @@ def test_the_ring_goes_round(device: Device) -> None:
     device.event().wait()
     assert sampler.ring[:6].tolist() == [64, 65, 66, 67, 68, 69]
     assert sampler.ring[6:].tolist() == list(range(6, 64))
+
+
+def test_draws_at_a_border() -> None:
+    logits, counts = np.zeros(2, np.float32), np.zeros(2, np.int32)
+    assert [sample(logits, counts, params, 0) for params in BORDERS] == [0, 1]
 
 
 def test_structs_have_the_sizes_of_the_kernel() -> None:

@@ -140,7 +140,7 @@ class CUDABackend:
         out = self.scratch("attention", n, config.q_dim)
         n_queries = n_splits * n * config.n_heads
         partial = self.scratch("partial", n_queries, config.head_dim)
-        stats = self.scratch("stats", 1, 2 * n_queries)
+        stats = self.scratch("stats", -(-n_queries // 8), 16)  # two numbers a query, in rows of 16
         keys, values = cache.keys[layer], cache.values[layer]
         launches.attention(
             self.device, q, keys, values, cache.position, n, n_splits, config, partial, stats, out
