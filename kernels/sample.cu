@@ -162,7 +162,7 @@ __device__ __forceinline__ int cut_list(int* candidates, int n, unsigned cut, u6
 
 // Grid 1. Writes the token to tokens[0] for the next step and to the ring for the host (-1 where the logits are
 // damaged), counts it, moves on position, draw and ring.
-extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
+extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
     sample_pick(const float* __restrict__ scores, const u64* __restrict__ best,
                 const SamplingSettings* __restrict__ settings, SamplingState* __restrict__ state,
                 int* __restrict__ counts, int* __restrict__ candidates, int* __restrict__ chunks,
