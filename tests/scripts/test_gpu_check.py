@@ -1,0 +1,85 @@
+"""scripts/gpu_check as far as a machine without a GPU can go: over a CuPy of our own making."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from llamagpu import devices
+from llamagpu.backends.cuda.cupy_device import CuPyDevice
+from llamagpu.config import ModelConfig
+from tests.fake_cupy import fake_cupy
+from tests.kernels.harness import needs_emulator
+
+SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
+
+
+def load_script(name: str) -> ModuleType:
+    loader = importlib.machinery.SourceFileLoader(name, str(SCRIPTS / name))
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return load_script("gpu_check")
+
+
+def test_without_a_gpu_it_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    if not devices.why_no_gpu(0):
+        pytest.skip("there is a GPU")
+    command = [sys.executable, str(SCRIPTS / "gpu_check"), str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr.startswith("gpu_check: ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_step_that_fails_does_not_stop_the_others(tmp_path: Path, gpu_check: Any) -> None:
+    check = gpu_check.Check(tmp_path)
+    check.step("wrong", lambda: dict[str, Any]()["nothing"])
+    check.step("right", lambda: {"figure": 1.5})
+    status, text = check.command("slow.log", sys.executable, "-c", "print('so far', flush=True); input()", limit=60)
+    assert (status, text) != (0, "")  # input() ends at once where there is no terminal
+    status, _ = check.command("slow.log", sys.executable, "-c", "import time; time.sleep(60)", limit=1)
+    assert status == 124
+    written = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert written["wrong"]["ok"] is False
+    assert "KeyError: 'nothing'" in written["wrong"]["error"]
+    assert written["right"]["figure"] == 1.5
+    check.start -= gpu_check.SECONDS
+    check.step("late", lambda: {})
+    assert check.results["late"]["error"] == "no time left"
+
+
+@needs_emulator
+def test_the_built_in_model_speaks_on_both(gpu_check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
+    monkeypatch.setattr(devices, "why_no_gpu", lambda index: "")
+    figures = gpu_check.demo_text(12)
+    assert set(figures) == {"tokens_per_s at temperature 0.0", "tokens_per_s at temperature 0.8"}
+
+
+@needs_emulator
+def test_decode_speed_counts_its_bytes(gpu_check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = load_script("gpu_probes.py")
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
+    monkeypatch.setitem(probes.SHAPES, "tiny", ModelConfig("llama", 32, 64, 2, 4, 2, 8, 300, 64))
+    figures = probes.decode_speed(CuPyDevice(), "tiny", n_tokens=16, context=12)
+    layer = 2 * (32 * 32 * 2 + 16 * 32 * 2 + 64 * 32 * 3 + 32 * 2)  # weights of a layer in float16
+    n_bytes = 2 * layer + 2 * (300 * 32 + 32) + 2 * 2 * 2 * 16 * (12 + 8)
+    assert figures["gb_per_s"] / figures["tokens_per_s"] == pytest.approx(n_bytes / 1e9)
