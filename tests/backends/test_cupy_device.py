@@ -16,6 +16,7 @@ from llamagpu.formats import open_checkpoint
 from llamagpu.llm import DEMO, LLM, load, model_path
 from llamagpu.models.llama import Llama
 from tests.fake_cupy import CompileException, fake_cupy
+from tests.guarded_gpu import GuardedGPU
 from tests.kernels.harness import needs_emulator
 
 pytestmark = needs_emulator
@@ -43,6 +44,22 @@ def test_copies_larger_than_the_staging_buffers(monkeypatch: pytest.MonkeyPatch)
     assert (device.download(device.upload(values[:, ::2])) == values[:, ::2]).all()
     assert not device.download(device.zeros((7, 3), np.float32)).any()
     assert device.upload(np.zeros((0, 4), np.float32)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["guarded", "plain"])
+def test_the_device_of_the_gpu_tests(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard bands find a write outside an array; the plain memory for compute-sanitizer has none."""
+    monkeypatch.setenv("LLAMAGPU_PLAIN_MEMORY", "1" if plain else "")
+    text = 'extern "C" __global__ void past(float* a, int n) { a[threadIdx.x + n] = 1.f; }'
+    device = GuardedGPU(sources=lambda family: text)
+    launch, array = device.kernel("any", "past"), device.zeros((32,), np.float32)
+    launch((1,), (32,), (array, np.int32(0)), 0)
+    assert (device.download(array) == 1).all()
+    if not plain:
+        with pytest.raises(AssertionError, match="past: wrote outside argument 0"):
+            launch((1,), (32,), (array, np.int32(32)), 0)
+        with pytest.raises(AssertionError, match="past: wrote outside argument 0"):
+            launch((1,), (1,), (array, np.int32(-1)), 0)
 
 
 def test_too_little_memory_is_one_line() -> None:
