@@ -50,7 +50,7 @@ def test_copies_larger_than_the_staging_buffers(monkeypatch: pytest.MonkeyPatch)
 def test_the_device_of_the_gpu_tests(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guard bands find a write outside an array; the plain memory for compute-sanitizer has none."""
     monkeypatch.setenv("LLAMAGPU_PLAIN_MEMORY", "1" if plain else "")
-    text = 'extern "C" __global__ void past(float* a, int n) { a[threadIdx.x + n] = 1.f; }'
+    text = 'extern "C" __global__ void past(float* a, int n) { a[static_cast<int>(threadIdx.x) + n] = 1.f; }'
     device = GuardedGPU(sources=lambda family: text)
     launch, array = device.kernel("any", "past"), device.zeros((32,), np.float32)
     launch((1,), (32,), (array, np.int32(0)), 0)
