@@ -58,5 +58,7 @@ __device__ __forceinline__ void load8(const __half* row, float (&values)[8]) {
     }
 }
 
+__device__ __forceinline__ float silu(float a) { return a / (1.f + expf(-a)); }
+
 __device__ __forceinline__ void store(float* place, float value) { *place = value; }
 __device__ __forceinline__ void store(__half* place, float value) { *place = __float2half_rn(value); }

@@ -25,7 +25,6 @@ __global__ void __launch_bounds__(WARPS_PER_BLOCK * WARP, 1)
 #pragma unroll
     for (int c = 0; c < COLUMNS; c++) {
         if (lane != c || c >= n_left) continue;
-        const float g = sums[0][c];
-        y[static_cast<size_t>(first_column + c) * padded(out_features) + row] = g / (1.f + expf(-g)) * sums[1][c];
+        y[static_cast<size_t>(first_column + c) * padded(out_features) + row] = silu(sums[0][c]) * sums[1][c];
     }
 }

@@ -7,8 +7,6 @@
 
 constexpr int SWIGLU_THREADS = 128;
 
-__device__ __forceinline__ float silu(float a) { return a / (1.f + expf(-a)); }
-
 extern "C" __global__ void __launch_bounds__(SWIGLU_THREADS)
     swiglu(const float* gate, const float* up, float* y, int width) {
     const int i = (blockIdx.x * SWIGLU_THREADS + threadIdx.x) * 4;

@@ -121,6 +121,14 @@ def upload_rows(device: Device, rows: Floats) -> DeviceArray:
     return device.upload(out)
 
 
+def appended(device: Device, cache: DeviceArray, start: int, n: int, head_dim: int) -> NDArray[Any]:
+    """Positions start ... start + n of keys or values that were unwritten before; nothing else may be written."""
+    host = download_rows(device, cache, head_dim)
+    assert np.isnan(host[:, :start]).all(), "wrote before its position"
+    assert np.isnan(host[:, start + n :]).all(), "wrote after its position"
+    return host[:, start : start + n]
+
+
 def unwritten(device: Device, *shape: int, dtype: type = np.float32) -> DeviceArray:
     """Memory for results: NaN, so that a number that is never written is seen."""
     return device.upload(np.full(shape, -1, f"i{np.dtype(dtype).itemsize}").view(dtype))
