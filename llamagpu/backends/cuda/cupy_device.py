@@ -179,7 +179,8 @@ class CuPyDevice:
         except self.cupy.cuda.compiler.CompileException as error:
             raise LlamaGPUError(f"kernel {instance} does not compile here: {first_line(error)}") from error
         except Exception as error:  # no NVRTC, no CUDA headers: CuPy tells which, and what to install
-            raise LlamaGPUError(f"CuPy cannot compile kernels: {first_line(error)}") from error
+            problem = f"CuPy cannot compile kernels: {first_line(error)} (--device cpu runs on the CPU)"
+            raise LlamaGPUError(problem) from error
         self.on_compiled()
         return function
 
