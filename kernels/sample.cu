@@ -139,24 +139,34 @@ __device__ __forceinline__ unsigned find_cut(int n, u64 needed, u64* scratch, Ke
     return cut;
 }
 
+// Call visit(i) for i from 0 to n - 1, and as far beyond as fills the last round: block_scan needs all threads in each.
+template <class Visit>
+__device__ __forceinline__ void in_rounds(int n, Visit visit) {
+    for (int base = 0; base < n; base += SAMPLE_THREADS) visit(base + static_cast<int>(threadIdx.x));
+}
+
+// Append the values of the threads that keep theirs, in thread order; returns the new length. `list` may be what the
+// values were read from: nothing is written beyond where they stood.
+__device__ __forceinline__ int append(int* list, int length, bool kept, int value, u64* scratch) {
+    u64 total;
+    const u64 place = block_scan(kept, total, scratch);
+    if (kept) list[length + place] = value;
+    return length + static_cast<int>(total);
+}
+
 // Keep the candidates above `cut` and the first `n_equal` at it. Order stays; returns how many are left.
 template <class Key>
 __device__ __forceinline__ int cut_list(int* candidates, int n, unsigned cut, u64 n_equal, u64* scratch, Key key) {
     int n_kept = 0;
-    for (int base = 0; base < n; base += SAMPLE_THREADS) {
-        const int i = base + threadIdx.x;
+    in_rounds(n, [&](int i) {
         const unsigned own = i < n ? key(i) : 0;  // below every cut
         const int id = i < n ? candidates[i] : 0;
-        u64 total_equal, total_kept;
-        const bool equal = own == cut;
-        const u64 rank = block_scan(equal, total_equal, scratch);
-        const bool kept = own > cut || (equal && rank < n_equal);
-        const u64 place = block_scan(kept, total_kept, scratch);
-        if (kept) candidates[n_kept + place] = id;  // at or before i: never one that is still to be read
+        u64 total_equal;
+        const u64 rank = block_scan(own == cut, total_equal, scratch);
+        n_kept = append(candidates, n_kept, own > cut || (own == cut && rank < n_equal), id, scratch);
         n_equal -= min(total_equal, n_equal);
-        n_kept += static_cast<int>(total_kept);
-        __syncthreads();
-    }
+    });
+    __syncthreads();
     return n_kept;
 }
 
@@ -197,24 +207,15 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
         auto one = [](int) { return 1; };
         if (top_k > 0 && top_k <= n_chunks) bound = find_cut(n_chunks, top_k, scratch, chunk_key, one);
         int n_listed = 0;
-        for (int base = 0; base < n_chunks; base += SAMPLE_THREADS) {
-            const int i = base + thread;
-            const bool listed = i < n_chunks && chunk_key(i) >= bound;
-            u64 total;
-            const u64 place = block_scan(listed, total, scratch);
-            if (listed) chunks[n_listed + place] = i;
-            n_listed += static_cast<int>(total);
-        }
+        in_rounds(n_chunks, [&](int i) {
+            n_listed = append(chunks, n_listed, i < n_chunks && chunk_key(i) >= bound, i, scratch);
+        });
         __syncthreads();
         // their tokens at or above the bound, in order of ids
         int n = 0;
         for (int c = 0; c < n_listed; c++) {
             const int id = chunks[c] * SAMPLE_THREADS + thread;
-            const bool listed = id < vocab_size && ordered(scores[id]) >= bound;
-            u64 total;
-            const u64 place = block_scan(listed, total, scratch);
-            if (listed) candidates[n + place] = id;
-            n += static_cast<int>(total);
+            n = append(candidates, n, id < vocab_size && ordered(scores[id]) >= bound, id, scratch);
         }
         __syncthreads();
         auto key = [&](int i) { return ordered(scores[candidates[i]]); };
@@ -252,14 +253,13 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
         total = block_reduce(total, scratch, add);
         const u64 draw = __umul64hi(random_u64(settings->seed, state->n_drawn), total);
         u64 before = 0;
-        for (int base = 0; base < n; base += SAMPLE_THREADS) {
-            const int i = base + thread;
+        in_rounds(n, [&](int i) {
             const u64 own = i < n ? weight(i) : 0;
-            u64 tile_total;
-            const u64 running = before + block_scan(own, tile_total, scratch);
+            u64 of_round;
+            const u64 running = before + block_scan(own, of_round, scratch);
             if (running <= draw && draw < running + own) drawn = candidates[i];  // one thread of all
-            before += tile_total;
-        }
+            before += of_round;
+        });
         __syncthreads();
         token = drawn;
     }
