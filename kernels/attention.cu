@@ -7,12 +7,13 @@
 // value that it loads serves ROWS queries. While decoding there are few rows, so the keys are split over many blocks
 // (attention_split), whose partial results are then put together in order (attention_merge).
 //
-// Shapes    q, out float32 [n][n_heads * head_dim], padded; keys, values of type KV
-//           [n_kv_heads][capacity][padded(head_dim)], head_dim at most 1024;
+// Shapes    q float32 [n][n_heads * head_dim], padded; keys, values of type KV [n_kv_heads][capacity][padded(head_dim)],
+//           head_dim at most 1024; out is written for its reader (activations.cuh), n_heads * head_dim wide;
 //           partial float32 [n_splits][n][n_heads][padded(head_dim)]: sums of exp(score - largest) * v;
 //           stats float2 [n_splits][n][n_heads]: the largest score, the sum of exp(score - largest).
 // Bytes     keys and values once per ROWS rows; partial is written and read once.
-#include "common.cuh"
+#include "activations.cuh"
+#include "ptx.cuh"
 
 constexpr int ATTENTION_THREADS = 128;
 constexpr int ATTENTION_WARPS = ATTENTION_THREADS / WARP;
@@ -27,9 +28,11 @@ constexpr int MERGE_THREADS = 64;
 // place q [ROWS][stride]; then weights [ROWS][TILE].
 template <class KV, int ROWS>
 __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
-    attention_split(const float* __restrict__ q, const KV* __restrict__ keys, const KV* __restrict__ values,
-                    const int* __restrict__ position, float* __restrict__ partial, float2* __restrict__ stats, int n,
-                    int n_heads, int n_kv_heads, int head_dim, int capacity, int lanes_per_key, float scale) {
+    attention_split(const float* q, const KV* keys, const KV* values, const int* position, float* partial,
+                    float2* stats, int n, int n_heads, int n_kv_heads, int head_dim, int capacity, int lanes_per_key,
+                    float scale) {
+    wait_for_previous_kernel();
+    launch_dependents();
     extern __shared__ float4 shared4[];
     __shared__ float largest[ROWS], sum[ROWS], correction[ROWS];
     const int stride = padded(head_dim), n_vectors = stride / 8, n_key_lanes = ATTENTION_THREADS / n_vectors;
@@ -144,8 +147,11 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
 
 // Grid n * n_heads, block MERGE_THREADS: a thread per element of a head. Splits are added in order.
 extern "C" __global__ void __launch_bounds__(MERGE_THREADS)
-    attention_merge(const float* __restrict__ partial, const float2* __restrict__ stats, float* __restrict__ out,
-                    int n_splits, int n, int n_heads, int head_dim) {
+    attention_merge(const float* partial, const float2* stats, float* rows, unsigned short* split_out,
+                    const int* __restrict__ place, int n_splits, int n, int n_heads, int head_dim) {
+    wait_for_previous_kernel();
+    launch_dependents();
+    const Writer writer = {rows, split_out, place, n_heads * head_dim};
     const int query = blockIdx.x, n_queries = n * n_heads, stride = padded(head_dim);
     float largest = NEGATIVE_INFINITY;
     for (int split = 0; split < n_splits; split++)
@@ -159,7 +165,6 @@ extern "C" __global__ void __launch_bounds__(MERGE_THREADS)
             total = fmaf(factor, partial[index * stride + d], total);
             sum = fmaf(factor, s.y, sum);
         }
-        out[static_cast<size_t>(query / n_heads) * padded(n_heads * head_dim) + query % n_heads * head_dim + d] =
-            total / sum;
+        writer.write(query / n_heads, query % n_heads * head_dim + d, total / sum);
     }
 }

@@ -13,6 +13,7 @@ constexpr int ROW_PADDING = 16;
 #define NEGATIVE_INFINITY __int_as_float(0xff800000)  // NVRTC has no <math.h>, hence no INFINITY
 
 __host__ __device__ constexpr int padded(int n) { return (n + ROW_PADDING - 1) / ROW_PADDING * ROW_PADDING; }
+__host__ __device__ constexpr int padded_rows(int n) { return (n + 1) / 2 * 2; }  // of weights: whole pairs
 
 // The sum over the lanes of a warp, the same bits in every lane: a butterfly, so the order of additions is fixed.
 __device__ __forceinline__ float warp_sum(float value) {

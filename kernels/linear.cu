@@ -1,34 +1,58 @@
-// y = x @ w.T: a matrix product with weights, for 1 to 8 columns in one pass over the weights.
+// Products with weights for 1 to 8 columns in one pass over them: y = norm(x) @ w.T, with two ways to end.
 //
-//     y[c][o] = sum over k of w[o][k] * x[c][k]
+//     linear          y[c][first + step * o] = sum over k of w[o][k] * x[c][k], times the norm's factor
+//     linear_add      residual += the same; what reads the residual next gets residual * norm
 //
-// Shapes    w [out_features][in_features] of type Row (weights.cuh); x float32 [n][in_features];
-//           y float32 [n][out_features]; rows of all three padded as common.cuh says.
-// Threads   grid (row pairs / WARPS_PER_BLOCK, ceil(n / COLUMNS)), block WARPS_PER_BLOCK * 32: a warp makes rows 2p and
-//           2p + 1 for COLUMNS columns. More columns read the weights again; prompts take linear_prompt.cu instead.
+// Shapes    w [out_features][in_features] of type W: rows (dot.cuh) or tiles (tiles.cuh); x, squares, and what is written
+//           for the next reader: activations.cuh; y float32 [n][y_width], residual float32 [n][out_features], padded;
+//           norm float32 [out_features], the weight of the RMSNorm that comes next, null for none.
+// Threads   grid (row pairs / W::ROW_PAIRS, ceil(n / COLUMNS)), blocks as dot.cuh and tiles.cuh say; a thread ends with
+//           one pair of rows of one column. More columns read the weights again; prompts take linear_prompt.cu instead.
 // Bytes     the weights once per 8 columns; x and y are small beside them.
-#include "dot.cuh"
+#include "products.cuh"
 
-template <class Row, int COLUMNS>
-__global__ void __launch_bounds__(WARPS_PER_BLOCK * WARP, 1)
-    linear(const typename Row::Element* __restrict__ w, const float* __restrict__ scales, int group_size,
-           const float* __restrict__ x, float* __restrict__ y, int in_features, int out_features, int n) {
-    const int lane = threadIdx.x % WARP;
-    const int row = 2 * (blockIdx.x * WARPS_PER_BLOCK + threadIdx.x / WARP);
-    if (row >= out_features) return;
-    const int first_column = blockIdx.y * COLUMNS, n_left = n - first_column;
-    const int next_row = min(row + 1, out_features - 1);
+template <class W, int COLUMNS>
+__global__ void __launch_bounds__(W::THREADS, W::min_blocks(COLUMNS))
+    linear(const typename W::Element* __restrict__ w, const typename W::Param* __restrict__ params, int group_shift,
+           const typename W::Activation* x, const float* squares, int n_squares, float eps, float* y, int y_width,
+           int first, int step, int in_features, int out_features, int n) {
+    const Product product = normed_product<W, COLUMNS>(w, params, group_shift, x, squares, n_squares, eps, in_features,
+                                                       out_features, n);
+    const int row = 2 * product.pair;
+    if (!product.exists || row >= out_features) return;
+    float* out = y + static_cast<size_t>(product.column) * padded(y_width) + first + static_cast<size_t>(row) * step;
+    out[0] = product.first;
+    if (row + 1 < out_features) out[step] = product.second;
+}
 
-    float sums[2][COLUMNS];
-    dot_two_rows<Row, COLUMNS>(Row(w, scales, group_size, in_features, row),
-                               Row(w, scales, group_size, in_features, next_row),
-                               x + static_cast<size_t>(first_column) * padded(in_features), in_features, n_left,
-                               sums);
-#pragma unroll
-    for (int c = 0; c < COLUMNS; c++) {
-        if (lane != c || c >= n_left) continue;  // one lane per column, so that the stores are made side by side
-        float* out = y + static_cast<size_t>(first_column + c) * padded(out_features) + row;
-        out[0] = sums[0][c];
-        if (row + 1 < out_features) out[1] = sums[1][c];
+template <class W, int COLUMNS>
+__global__ void __launch_bounds__(W::THREADS, W::min_blocks(COLUMNS))
+    linear_add(const typename W::Element* __restrict__ w, const typename W::Param* __restrict__ params,
+               int group_shift, const typename W::Activation* x, float* residual, const float* __restrict__ norm,
+               float* rows, unsigned short* split, const int* __restrict__ place, float* squares, int in_features,
+               int out_features, int n) {
+    constexpr int PAIRS = W::ROW_PAIRS;
+    __shared__ float of_pairs[COLUMNS][PAIRS];
+    const Product product =
+        normed_product<W, COLUMNS>(w, params, group_shift, x, nullptr, 0, 0.f, in_features, out_features, n);
+    const Writer writer = {rows, split, place, out_features};
+    float square = 0.f;
+    auto add = [&](int row, float value) {
+        float* in_place = residual + static_cast<size_t>(product.column) * padded(out_features) + row;
+        value += *in_place;
+        *in_place = value;
+        square += value * value;
+        writer.write(product.column, row, norm ? value * norm[row] : value);
+    };
+    const int row = 2 * product.pair, first_column = blockIdx.y * COLUMNS, thread = threadIdx.x;
+    if (product.exists) {
+        if (row < out_features) add(row, product.first);
+        if (row + 1 < out_features) add(row + 1, product.second);
+        of_pairs[product.column - first_column][product.pair % PAIRS] = square;
     }
+    __syncthreads();
+    if (thread >= min(COLUMNS, n - first_column)) return;
+    float sum = 0.f;
+    for (int i = 0; i < PAIRS; i++) sum += of_pairs[thread][i];
+    squares[static_cast<size_t>(first_column + thread) * gridDim.x + blockIdx.x] = sum;
 }

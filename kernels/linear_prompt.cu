@@ -4,14 +4,16 @@
 // bits of it; weights of other types than float16 are split in two here, which makes three. Sums are float32, in a
 // fixed order.
 //
-// Shapes    w [out_features][in_features] of type Row (weights.cuh); high, low float16 [n][in_features]; inverse_scales
-//           float32 [n]; y float32 [n][out_features]; rows padded.
+//     y[c][first + step * o] = sum over k of w[o][k] * x[c][k]
+//
+// Shapes    w [out_features][in_features] of type W (weights.cuh, tiles.cuh); high, low float16 [n][in_features], in
+//           stored order of columns; inverse_scales float32 [n]; y float32 [n][y_width]; rows padded.
 // Threads   grid (ceil(out_features / OUTPUTS), ceil(n / TOKENS)), block of four warps: a tile of 64 tokens by 64
 //           outputs, a quarter of it each. 32 of in_features at a time go through shared memory, in two buffers, one of
 //           which is filled (cp.async, or by way of registers where weights are converted) while the other is
 //           multiplied.
 // Bytes     w once per 64 tokens, x once per 64 outputs.
-#include "weights.cuh"
+#include "products.cuh"
 
 constexpr int PROMPT_THREADS = 128;
 constexpr int TOKENS = 64, OUTPUTS = 64, DEPTH = 32;
@@ -22,13 +24,13 @@ struct is_same { static constexpr bool value = false; };
 template <class T>
 struct is_same<T, T> { static constexpr bool value = true; };
 
-template <class Row>
+template <class W>
 __global__ void __launch_bounds__(PROMPT_THREADS)
-    linear_prompt(const typename Row::Element* __restrict__ w, const float* __restrict__ scales, int group_size,
-                  const __half* __restrict__ high, const __half* __restrict__ low,
-                  const float* __restrict__ inverse_scales, float* __restrict__ y, int in_features, int out_features,
-                  int n) {
-    constexpr bool IS_F16 = is_same<Row, F16>::value;                // goes to shared memory as it is
+    linear_prompt(const typename W::Element* __restrict__ w, const typename W::Param* __restrict__ params,
+                  int group_shift, const __half* __restrict__ high, const __half* __restrict__ low,
+                  const float* __restrict__ inverse_scales, float* __restrict__ y, int y_width, int first, int step,
+                  int in_features, int out_features, int n) {
+    constexpr bool IS_F16 = is_same<W, F16>::value;                  // goes to shared memory as it is
     constexpr int PARTS = IS_F16 ? 1 : 2;                            // halves that make up a weight
     __shared__ __align__(16) __half x_tile[2][2][TOKENS][TILE_STRIDE];  // [buffer][high, low]
     __shared__ __align__(16) __half w_tile[2][PARTS][OUTPUTS][TILE_STRIDE];
@@ -36,6 +38,18 @@ __global__ void __launch_bounds__(PROMPT_THREADS)
     const int first_token = blockIdx.y * TOKENS, first_output = blockIdx.x * OUTPUTS;
     const int warp_token = warp % 2 * 32, warp_output = warp / 2 * 32;
 
+    auto put = [&](int buffer, int row, int k, float (&values)[4]) {  // weights as the sum of PARTS halves
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+            __half halves[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                halves[j] = __float2half_rn(values[j]);
+                values[j] -= __half2float(halves[j]);
+            }
+            *reinterpret_cast<uint2*>(&w_tile[buffer][part][row][k]) = *reinterpret_cast<const uint2*>(halves);
+        }
+    };
     auto fill = [&](int buffer, int k0) {
         for (int i = thread; i < TOKENS * DEPTH / 8; i += PROMPT_THREADS) {
             const int row = i / (DEPTH / 8), k = i % (DEPTH / 8) * 8;
@@ -48,28 +62,29 @@ __global__ void __launch_bounds__(PROMPT_THREADS)
                     *reinterpret_cast<uint4*>(place) = make_uint4(0, 0, 0, 0);
             }
         }
-        for (int i = thread; i < OUTPUTS * DEPTH / Row::PER_LOAD; i += PROMPT_THREADS) {
-            const int row = i / (DEPTH / Row::PER_LOAD), k = i % (DEPTH / Row::PER_LOAD) * Row::PER_LOAD;
-            const Row weights(w, scales, group_size, in_features, min(first_output + row, out_features - 1));
-            __half* place = &w_tile[buffer][0][row][k];
-            if (IS_F16 && k0 + k < stride) {
-                cp_async16(place, weights.row + k0 + k);
-                continue;
+        if constexpr (W::TILED) {
+            const W tiles(w, params, group_shift, in_features);
+            for (int i = thread; i < OUTPUTS * DEPTH / 8; i += PROMPT_THREADS) {
+                const int row = i / 4, t = i % 4;
+                float values[8] = {};
+                if (first_output + row < out_features)
+                    tiles.eight(first_output + row, k0 / TILE_COLUMNS, k0 % TILE_COLUMNS / DEPTH, t, values);
+                put(buffer, row, t * 4, reinterpret_cast<float(&)[4]>(values[0]));
+                put(buffer, row, t * 4 + 16, reinterpret_cast<float(&)[4]>(values[4]));
             }
-            float values[Row::PER_LOAD] = {};
-            if (k0 + k < stride) weights.load(k0 + k, values);
-#pragma unroll
-            for (int part = 0; part < PARTS; part++) {
-                __half halves[Row::PER_LOAD];
-#pragma unroll
-                for (int j = 0; j < Row::PER_LOAD; j++) {
-                    halves[j] = __float2half_rn(values[j]);
-                    values[j] -= __half2float(halves[j]);
+        } else {
+            for (int i = thread; i < OUTPUTS * DEPTH / W::PER_LOAD; i += PROMPT_THREADS) {
+                const int row = i / (DEPTH / W::PER_LOAD), k = i % (DEPTH / W::PER_LOAD) * W::PER_LOAD;
+                const W weights(w, in_features, min(first_output + row, out_features - 1));
+                float values[W::PER_LOAD] = {};
+                if (IS_F16 && k0 + k < stride) {
+                    cp_async16(&w_tile[buffer][0][row][k], weights.row + k0 + k);
+                    continue;
                 }
+                if (k0 + k < stride) W::widen(load_streaming(weights.row + k0 + k), values);
 #pragma unroll
-                for (int j = 0; j < Row::PER_LOAD; j += 4)
-                    *reinterpret_cast<uint2*>(&w_tile[buffer][part][row][k + j]) =
-                        *reinterpret_cast<const uint2*>(&halves[j]);
+                for (int j = 0; j < W::PER_LOAD; j += 4)
+                    put(buffer, row, k + j, reinterpret_cast<float(&)[4]>(values[j]));
             }
         }
         cp_async_commit();
@@ -125,7 +140,7 @@ __global__ void __launch_bounds__(PROMPT_THREADS)
                 const int token = first_token + warp_token + i * 16 + lane / 4 + c / 2 * 8;
                 const int output = first_output + warp_output + j * 8 + lane % 4 * 2 + c % 2;
                 if (token < n && output < out_features)
-                    y[static_cast<size_t>(token) * padded(out_features) + output] =
+                    y[static_cast<size_t>(token) * padded(y_width) + first + static_cast<size_t>(output) * step] =
                         sums[i][j][c] * inverse_scales[token];
             }
 }

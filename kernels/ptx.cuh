@@ -1,5 +1,12 @@
 // The only file with inline PTX. Under the CPU emulator the same functions come from tests/cuda_on_cpu instead.
 #pragma once
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool HAS_BF16 = false;  // arithmetic of bfloat16 is done in float32: right, but slow and large
+#else
+constexpr bool HAS_BF16 = true;
+#endif
+
 #ifndef LLAMAGPU_EMULATOR
 
 // 16 bytes that are read once: past the L1 cache, which is left to the activations that every warp reads again.
@@ -79,6 +86,59 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const unsigned (&a)[
         "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[2]), "r"(a[3]), "r"(b[1]));
+#endif
+}
+
+// Two bfloat16 in a word, `low` in the lower half, each rounded to nearest.
+__device__ __forceinline__ unsigned bf16_pair(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    unsigned pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#else  // sm_75 has no bfloat16
+    const unsigned a = __float_as_uint(low), b = __float_as_uint(high);
+    return (a + 0x7fffu + (a >> 16 & 1u)) >> 16 | (b + 0x7fffu + (b >> 16 & 1u)) & 0xffff0000u;
+#endif
+}
+
+// a - b for both halves of two pairs of bfloat16.
+__device__ __forceinline__ unsigned subtract_bf16(unsigned a, unsigned b) {
+#if __CUDA_ARCH__ >= 800
+    unsigned difference;  // b * -1 + a: there is no subtraction before sm_90
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(difference) : "r"(b), "r"(0xbf80bf80u), "r"(a));
+    return difference;
+#else
+    return bf16_pair(__uint_as_float(a << 16) - __uint_as_float(b << 16),
+                     __uint_as_float(a & 0xffff0000u) - __uint_as_float(b & 0xffff0000u));
+#endif
+}
+
+// As mma_m16n8k16, with a and b of bfloat16.
+__device__ __forceinline__ void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else  // sm_75 has no bfloat16: the sixteen products of each of this lane's four sums, one lane of its row after another
+    const int lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int t = 0; t < 4; t++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const unsigned row = __shfl_sync(0xffffffffu, a[half * 2], lane / 4 * 4 + t);
+            const unsigned row8 = __shfl_sync(0xffffffffu, a[half * 2 + 1], lane / 4 * 4 + t);
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+                const unsigned column = __shfl_sync(0xffffffffu, b[half], (lane % 4 * 2 + c) * 4 + t);
+                const float low = __uint_as_float(column << 16), high = __uint_as_float(column & 0xffff0000u);
+                d[c] = fmaf(__uint_as_float(row << 16), low, d[c]);
+                d[c] = fmaf(__uint_as_float(row & 0xffff0000u), high, d[c]);
+                d[2 + c] = fmaf(__uint_as_float(row8 << 16), low, d[2 + c]);
+                d[2 + c] = fmaf(__uint_as_float(row8 & 0xffff0000u), high, d[2 + c]);
+            }
+        }
 #endif
 }
 

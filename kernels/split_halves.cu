@@ -3,7 +3,8 @@
 // scale is the power of two that brings the row's largest element to 2^14 ... 2^15, so nothing overflows and small rows
 // keep their bits; multiplying by it, and by its inverse later, is exact.
 //
-// Shapes    x float32 [n][dim]; high, low float16 [n][dim]; inverse_scales float32 [n]; rows padded, padding zero.
+// Shapes    x float32 [n][dim]; high, low float16 [n][dim]; inverse_scales float32 [n]; rows padded, padding zero. place
+//           int32 [dim]: number k goes to place[k], null for order.
 // Threads   one block of SPLIT_THREADS per row; a thread takes every SPLIT_THREADS-th float4.
 // Bytes     x read twice (the second time from L1), the same number written.
 #include "common.cuh"
@@ -12,7 +13,7 @@ constexpr int SPLIT_THREADS = 256;
 
 extern "C" __global__ void __launch_bounds__(SPLIT_THREADS)
     split_halves(const float* __restrict__ x, __half* __restrict__ high, __half* __restrict__ low,
-                 float* __restrict__ inverse_scales, int dim) {
+                 float* __restrict__ inverse_scales, const int* __restrict__ place, int dim) {
     __shared__ float scratch[SPLIT_THREADS / WARP];
     const int stride = padded(dim);
     const size_t row = static_cast<size_t>(blockIdx.x) * stride;
@@ -39,6 +40,13 @@ extern "C" __global__ void __launch_bounds__(SPLIT_THREADS)
         for (int j = 0; j < 4; j++) {
             highs[j] = __float2half_rn(scaled[j]);
             lows[j] = __float2half_rn(scaled[j] - __half2float(highs[j]));
+        }
+        if (place) {
+            for (int j = 0; j < 4 && i + j < dim; j++) {
+                high[row + place[i + j]] = highs[j];
+                low[row + place[i + j]] = lows[j];
+            }
+            continue;
         }
         *reinterpret_cast<uint2*>(high + row + i) = *reinterpret_cast<const uint2*>(highs);
         *reinterpret_cast<uint2*>(low + row + i) = *reinterpret_cast<const uint2*>(lows);

@@ -1,18 +1,18 @@
-// After the two products of a prompt: y = silu(gate) * up. (A decode step does this in gate_up.cu.)
+// What follows the products for gate and up of a prompt: y = silu(gate) * up.
 //
-// Shapes    gate, up, y float32 [n][width], rows padded; y may be gate. Padding stays zero: silu(0) * 0 = 0.
-// Threads   grid (ceil(padded(width) / 4 / SWIGLU_THREADS), n): a thread per float4.
-// Bytes     two reads, one write.
+// Shapes    gate_up float32 [n][2 * width], padded: outputs 2o and 2o + 1 are those of row o of gate and of up;
+//           y float32 [n][width], padded.
+// Threads   grid (ceil(width / SWIGLU_THREADS), n), block SWIGLU_THREADS: a thread makes one number.
+// Bytes     both products read, one number written. Tokens of a decode step have all this fused: gate_up.cu.
 #include "common.cuh"
 
 constexpr int SWIGLU_THREADS = 128;
 
 extern "C" __global__ void __launch_bounds__(SWIGLU_THREADS)
-    swiglu(const float* gate, const float* up, float* y, int width) {
-    const int i = (blockIdx.x * SWIGLU_THREADS + threadIdx.x) * 4;
-    if (i >= padded(width)) return;
-    const size_t place = static_cast<size_t>(blockIdx.y) * padded(width) + i;
-    const float4 g = *reinterpret_cast<const float4*>(gate + place), u = *reinterpret_cast<const float4*>(up + place);
-    *reinterpret_cast<float4*>(y + place) =
-        make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w);
+    swiglu(const float* __restrict__ gate_up, float* __restrict__ y, int width) {
+    const int i = blockIdx.x * SWIGLU_THREADS + threadIdx.x, token = blockIdx.y;
+    if (i >= width) return;
+    const float2 pair =
+        reinterpret_cast<const float2*>(gate_up + static_cast<size_t>(token) * padded(2 * width))[i];
+    y[static_cast<size_t>(token) * padded(width) + i] = silu(pair.x) * pair.y;
 }

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from llamagpu.config import ModelConfig
 from llamagpu.errors import ModelFormatError
-from llamagpu.quantization import Int8Matrix
+from llamagpu.quantization import AffineQuant, Int8Matrix, RandomMatrix
 
-Tensor = NDArray[Any] | Int8Matrix
+Tensor = NDArray[Any] | Int8Matrix | AffineQuant | RandomMatrix
 
 
 @dataclass(frozen=True)

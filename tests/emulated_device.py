@@ -44,6 +44,11 @@ def whole_of(array: NDArray[Any]) -> NDArray[np.uint8] | None:
     return base if base.dtype == np.uint8 else None
 
 
+def first_argument(instance: str) -> str:
+    """Of ``linear<F16, 4>`` it is F16."""
+    return instance.partition("<")[2].partition(",")[0].rstrip(">")
+
+
 @cache
 def load(family: str, text: str, instances: tuple[str, ...], check: bool) -> Module:
     return Module(f"{family}.cu", text, instances, check=check)
@@ -107,6 +112,9 @@ class EmulatedDevice:
         copy[...] = array
         return copy
 
+    def repeat(self, block: NDArray[np.uint8], n_bytes: int) -> NDArray[Any]:
+        return self.upload(np.resize(block, n_bytes))
+
     def copy(self, target: NDArray[Any], array: NDArray[Any]) -> None:
         self._not_while_capturing("a copy")
         assert target.shape == array.shape, "a copy of another size"
@@ -126,14 +134,22 @@ class EmulatedDevice:
         if instance not in self.used:
             self._not_while_capturing("the first use of a kernel")
             self.used.add(instance)
-        # the checking build is slow to compile, so it is made of what is used; the plain one of whole families
-        instances = (instance,) if self.check else INSTANCES.get(family, ())
+        # the checking build is slow to compile, so it is made of what is used; the plain one of all that differ only in
+        # what follows the first template argument
+        alike = tuple(i for i in INSTANCES.get(family, ()) if first_argument(i) == first_argument(instance))
+        instances = (instance,) if self.check else alike
         if self.instances:
             instances = self.instances(family)
         module = load(family, self.sources(family), instances, self.check)
         function = module.function(instance)
 
-        def launch(grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared_memory: int = 0) -> None:
+        def launch(
+            grid: tuple[int, ...],
+            block: tuple[int, ...],
+            args: Sequence[Any],
+            shared_memory: int = 0,
+            dependent: bool = False,
+        ) -> None:
             def run() -> None:
                 module.configure(seed=self.seed)
                 function(grid, block, args, shared_memory)

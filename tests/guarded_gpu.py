@@ -49,8 +49,14 @@ class GuardedGPU(CuPyDevice):
     def kernel(self, family: str, instance: str) -> Launch:
         launch = super().kernel(family, instance)
 
-        def guarded(grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared_memory: int = 0) -> None:
-            launch(grid, block, args, shared_memory)
+        def guarded(
+            grid: tuple[int, ...],
+            block: tuple[int, ...],
+            args: Sequence[Any],
+            shared_memory: int = 0,
+            dependent: bool = False,
+        ) -> None:
+            launch(grid, block, args, shared_memory, dependent)
             if not self._capturing and not self.plain:
                 for i, arg in enumerate(args):
                     if isinstance(arg, self.cupy.ndarray):

@@ -43,6 +43,12 @@ class Backend(Protocol):
     def weight(self, tensor: Tensor) -> Weight:
         """Make a stored tensor usable by the operations below."""
 
+    def qkv(self, wq: Tensor, wk: Tensor, wv: Tensor, config: ModelConfig) -> Weight:
+        """The three matrices that read one vector, as ``rmsnorm_qkv_rope`` takes them."""
+
+    def gate_up(self, gate: Tensor, up: Tensor) -> Weight:
+        """The two matrices that read one vector, as ``rmsnorm_gate_up_swiglu`` takes them."""
+
     def kv_cache(self, config: ModelConfig, capacity: int) -> KVCache: ...
 
     def sampler(self, params: SamplingParams, vocab_size: int) -> Sampler: ...
@@ -51,15 +57,7 @@ class Backend(Protocol):
         """Rows ``tokens`` of the table: x [n, dim]. The first operation of a call."""
 
     def rmsnorm_qkv_rope(
-        self,
-        x: Array,
-        norm: Weight,
-        wq: Weight,
-        wk: Weight,
-        wv: Weight,
-        cache: KVCache,
-        layer: int,
-        config: ModelConfig,
+        self, x: Array, norm: Weight, w: Weight, cache: KVCache, layer: int, config: ModelConfig
     ) -> Array:
         """h = rmsnorm(x) * norm; q, k turned by RoPE at positions cache.length ...; k, v stored in the cache.
 
@@ -72,8 +70,8 @@ class Backend(Protocol):
     def linear_add(self, residual: Array, x: Array, w: Weight) -> Array:
         """residual + x @ w.T, [n, dim]; may reuse the memory of ``residual``."""
 
-    def rmsnorm_gate_up_swiglu(self, x: Array, norm: Weight, w_gate: Weight, w_up: Weight, eps: float) -> Array:
-        """silu(h @ w_gate.T) * (h @ w_up.T) with h = rmsnorm(x) * norm: [n, hidden_dim]."""
+    def rmsnorm_gate_up_swiglu(self, x: Array, norm: Weight, w: Weight, eps: float) -> Array:
+        """silu(h @ gate.T) * (h @ up.T) with h = rmsnorm(x) * norm: [n, hidden_dim]."""
 
     def rmsnorm_head(self, x: Array, norm: Weight, w: Weight, eps: float, n_logits: int) -> Array:
         """Logits of the last ``n_logits`` rows of x: (rmsnorm(x) * norm) @ w.T, [n_logits, vocab_size]."""

@@ -17,14 +17,11 @@ class Layer:
     """The weights of one layer; matrices are [out_features, in_features]."""
 
     attention_norm: Weight
-    wq: Weight
-    wk: Weight
-    wv: Weight
+    qkv: Weight
     wo: Weight
     ffn_norm: Weight
-    w_gate: Weight
+    gate_up: Weight
     w_down: Weight
-    w_up: Weight
 
 
 class Llama:
@@ -36,27 +33,32 @@ class Llama:
         """on_loaded_bytes: called with the size of each weight once the backend has it."""
         self.config = checkpoint.config
         self.backend = backend
-        weights: dict[str, Weight] = {}
-        for name, tensor in checkpoint.tensors.items():
-            weights[name] = backend.weight(tensor)
-            on_loaded_bytes(tensor.nbytes)
-        self.embedding = weights["tok_embeddings.weight"]
-        self.norm = weights["norm.weight"]
-        self.head = self.embedding if self.config.tied_head else weights["output.weight"]
-        self.layers = [
-            Layer(
-                attention_norm=weights[f"layers.{i}.attention_norm.weight"],
-                wq=weights[f"layers.{i}.attention.wq.weight"],
-                wk=weights[f"layers.{i}.attention.wk.weight"],
-                wv=weights[f"layers.{i}.attention.wv.weight"],
-                wo=weights[f"layers.{i}.attention.wo.weight"],
-                ffn_norm=weights[f"layers.{i}.ffn_norm.weight"],
-                w_gate=weights[f"layers.{i}.feed_forward.w1.weight"],
-                w_down=weights[f"layers.{i}.feed_forward.w2.weight"],
-                w_up=weights[f"layers.{i}.feed_forward.w3.weight"],
+        tensors = checkpoint.tensors
+
+        def load(make: Callable[..., Weight], *names: str, **rest: Any) -> Weight:
+            parts = [tensors[f"{name}.weight"] for name in names]
+            weight = make(*parts, **rest)
+            on_loaded_bytes(sum(part.nbytes for part in parts))
+            return weight
+
+        self.embedding = load(backend.weight, "tok_embeddings")
+        self.layers = []
+        for i in range(self.config.n_layers):
+            attention, feed_forward = f"layers.{i}.attention", f"layers.{i}.feed_forward"
+            self.layers.append(
+                Layer(
+                    attention_norm=load(backend.weight, f"{attention}_norm"),
+                    qkv=load(
+                        backend.qkv, f"{attention}.wq", f"{attention}.wk", f"{attention}.wv", config=self.config
+                    ),
+                    wo=load(backend.weight, f"{attention}.wo"),
+                    ffn_norm=load(backend.weight, f"layers.{i}.ffn_norm"),
+                    gate_up=load(backend.gate_up, f"{feed_forward}.w1", f"{feed_forward}.w3"),
+                    w_down=load(backend.weight, f"{feed_forward}.w2"),
+                )
             )
-            for i in range(self.config.n_layers)
-        ]
+        self.norm = load(backend.weight, "norm")
+        self.head = self.embedding if self.config.tied_head else load(backend.weight, "output")
 
     def forward(self, tokens: Any, cache: KVCache, n_logits: int = 1) -> Array:
         """Run n tokens at the next n positions; logits after the last ``n_logits`` of them, [n_logits, vocab_size].
@@ -71,9 +73,9 @@ class Llama:
         assert cache.length + len(tokens) <= cache.capacity, "the caller keeps within the context"
         x = backend.embedding(self.embedding, tokens, cache)
         for i, layer in enumerate(self.layers):
-            q = backend.rmsnorm_qkv_rope(x, layer.attention_norm, layer.wq, layer.wk, layer.wv, cache, i, config)
+            q = backend.rmsnorm_qkv_rope(x, layer.attention_norm, layer.qkv, cache, i, config)
             x = backend.linear_add(x, backend.attention(q, cache, i, config), layer.wo)
-            h = backend.rmsnorm_gate_up_swiglu(x, layer.ffn_norm, layer.w_gate, layer.w_up, config.norm_eps)
+            h = backend.rmsnorm_gate_up_swiglu(x, layer.ffn_norm, layer.gate_up, config.norm_eps)
             x = backend.linear_add(x, h, layer.w_down)
         cache.length += len(tokens)
         return backend.rmsnorm_head(x, self.norm, self.head, config.norm_eps, n_logits)

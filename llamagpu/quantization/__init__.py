@@ -1,5 +1,8 @@
 """Quantised matrices: how they are held in memory and what they mean. Nothing here knows of files or devices."""
 
+from llamagpu.quantization.affine import AffineQuant
+from llamagpu.quantization.gptq import affine_from_gptq
 from llamagpu.quantization.int8 import Int8Matrix
+from llamagpu.quantization.random import RandomMatrix
 
-__all__ = ["Int8Matrix"]
+__all__ = ["AffineQuant", "Int8Matrix", "RandomMatrix", "affine_from_gptq"]

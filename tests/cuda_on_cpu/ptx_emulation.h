@@ -32,15 +32,20 @@ struct MatrixMultiply {
 };
 
 inline float half_of(unsigned pair, int i) { return half_to_float(pair >> (16 * i) & 0xffff); }
+inline float bf16_of(unsigned pair, int i) { return __uint_as_float(i ? pair & 0xffff0000u : pair << 16); }
+inline unsigned bf16_bits(float x) {  // rounded to nearest, ties to even
+    const unsigned bits = __float_as_uint(x);
+    return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
 
-EMULATOR_OWN inline void multiply_together(void* const lanes[32], unsigned) {
+template <float (*ELEMENT)(unsigned, int)> EMULATOR_OWN void multiply_together(void* const lanes[32], unsigned) {
     float a[16][16], b[16][8];
     for (int lane = 0; lane < 32; lane++) {
         const auto* of_lane = static_cast<MatrixMultiply*>(lanes[lane]);
         const int row = lane / 4, column = lane % 4 * 2;
         for (int e = 0; e < 2; e++) {
-            for (int i = 0; i < 4; i++) a[row + i % 2 * 8][column + i / 2 * 8 + e] = half_of(of_lane->a[i], e);
-            for (int i = 0; i < 2; i++) b[column + i * 8 + e][row] = half_of(of_lane->b[i], e);
+            for (int i = 0; i < 4; i++) a[row + i % 2 * 8][column + i / 2 * 8 + e] = ELEMENT(of_lane->a[i], e);
+            for (int i = 0; i < 2; i++) b[column + i * 8 + e][row] = ELEMENT(of_lane->b[i], e);
         }
     }
     for (int lane = 0; lane < 32; lane++) {
@@ -64,5 +69,18 @@ inline void ldmatrix_x4(unsigned (&matrices)[4], const void* row, int line = __b
 
 inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], int line = __builtin_LINE()) {
     emulator::MatrixMultiply own{d, a, b};
-    emulator::meet_in_warp(0xffffffffu, &own, emulator::multiply_together, emulator::MATRIX_MULTIPLY, line);
+    emulator::meet_in_warp(0xffffffffu, &own, emulator::multiply_together<emulator::half_of>, emulator::MATRIX_MULTIPLY,
+                           line);
+}
+
+inline unsigned bf16_pair(float low, float high) { return emulator::bf16_bits(low) | emulator::bf16_bits(high) << 16; }
+
+inline unsigned subtract_bf16(unsigned a, unsigned b) {
+    return bf16_pair(emulator::bf16_of(a, 0) - emulator::bf16_of(b, 0), emulator::bf16_of(a, 1) - emulator::bf16_of(b, 1));
+}
+
+inline void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], int line = __builtin_LINE()) {
+    emulator::MatrixMultiply own{d, a, b};
+    emulator::meet_in_warp(0xffffffffu, &own, emulator::multiply_together<emulator::bf16_of>, emulator::MATRIX_MULTIPLY,
+                           line);
 }

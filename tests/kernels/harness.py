@@ -15,9 +15,11 @@ import pytest
 from numpy.typing import NDArray
 
 from llamagpu.backends.cuda.device import Device, DeviceArray
-from llamagpu.backends.cuda.matrix import padded
+from llamagpu.backends.cpu.split_bf16 import joined, place_in_split, split_bf16
+from llamagpu.backends.cuda.matrix import DeviceMatrix, padded, tile_kind, tiled
+from llamagpu.backends.cuda.vectors import Target, Vectors
 from llamagpu.checkpoint import Tensor
-from llamagpu.quantization import Int8Matrix
+from llamagpu.quantization import AffineQuant
 from tests.emulated_device import EmulatedDevice, reason_for_no_emulator
 
 Floats = NDArray[np.float32]
@@ -92,26 +94,83 @@ def random(*shape: int, seed: int = 0) -> Floats:
     return np.random.default_rng([seed, *shape]).standard_normal(shape, np.float32)
 
 
-def random_tensor(kind: str, out_features: int, in_features: int, seed: int = 0, group_size: int = 32) -> Tensor:
-    """A weight of one of the kinds of kernels/weights.cuh. Groups of Q8Flat may cross rows."""
+GROUPS = {"": 128, "Short": 32, "Shortest": 16, "F": 64}  # of the kinds of kernels/tiles.cuh
+
+
+def random_tensor(
+    kind: str, out_features: int, in_features: int, seed: int = 0, group_size: int = 0, permuted: bool = False
+) -> Tensor:
+    """A weight of one of the kinds of kernels/weights.cuh and tiles.cuh. group_size: 0 for one of the kind."""
     w = random(out_features, in_features, seed=seed) / np.float32(np.sqrt(in_features))
-    if kind == "F32":
-        return w
-    if kind == "F16":
-        return w.astype(np.float16)
-    group_size = np.gcd(group_size, w.size) if kind == "Q8Flat" else group_size
-    groups = w.reshape(-1, int(group_size))
-    scales = (np.abs(groups).max(axis=1) / np.float32(127)).astype(np.float32)
-    return Int8Matrix(np.rint(groups / scales[:, None]).astype(np.int8).reshape(w.shape), scales, int(group_size))
+    if kind in ("F32", "F16"):
+        return w.astype({"F32": np.float32, "F16": np.float16}[kind])
+    bits = int(kind[1])
+    group_size = group_size or GROUPS[kind[2:]]
+    n_groups = -(-in_features // group_size)
+    generator = np.random.default_rng([seed, out_features, in_features, bits])
+    q = generator.integers(0, 2**bits, w.shape)
+    zeros = generator.integers(0, 2**bits + 1, (out_features, n_groups))  # GPTQ's can be 2^bits
+    scales = (generator.random((out_features, n_groups)) + 0.5) / (2**bits * in_features**0.5)
+    scales = scales.astype(np.float32 if kind.endswith("F") else np.float16)
+    perm = generator.permutation(in_features) if permuted else None
+    return AffineQuant.pack(q, scales, zeros, bits, group_size, perm)
 
 
-def widened(tensor: Tensor) -> Tensor:
+def kind_of(tensor: Tensor) -> str:
+    """What kernels call it."""
+    if isinstance(tensor, AffineQuant):
+        return tile_kind(tensor.bits, tensor.params.dtype == np.float32, tensor.group_size, tensor.shape[1])
+    assert isinstance(tensor, np.ndarray)
+    return {"float32": "F32", "float16": "F16"}[tensor.dtype.name]
+
+
+def widened(tensor: Tensor) -> Floats | AffineQuant:
     """As the CPU backend holds it: float16 as float32."""
-    return tensor if isinstance(tensor, Int8Matrix) else tensor.astype(np.float32)
+    if isinstance(tensor, AffineQuant):
+        return tensor
+    assert isinstance(tensor, np.ndarray)
+    return tensor.astype(np.float32)
+
+
+def upload_vectors(
+    device: Device, x: Floats, reader: DeviceMatrix, squares: Floats | None = None, eps: float = 1e-5
+) -> Vectors:
+    """Vectors in the form that a matrix reads. squares: [n, any number] of them, where a norm is before the product."""
+    if reader.tiled:
+        place = None if reader.place is None else device.download(reader.place)
+        data = device.upload(split_bf16(x, place).reshape(len(x), -1))
+    else:
+        data = upload_rows(device, x)
+    if squares is None:
+        return Vectors(data)
+    return Vectors(data, device.upload(np.ascontiguousarray(squares.reshape(-1))), squares.shape[1], eps)
+
+
+class Written:
+    """A target for a kernel to write to, and the vectors that are read back from it."""
+
+    def __init__(self, device: Device, form: str, n: int, width: int, permuted: bool = False, **rest: Any) -> None:
+        """form: "rows" or "split"."""
+        self.device, self.n, self.width = device, n, width
+        self.order = np.random.default_rng(width).permutation(width).astype(np.int32) if permuted else None
+        place = None if self.order is None else device.upload(self.order)
+        if form == "rows":
+            self.target = Target(rows=unwritten(device, n, padded(width)), place=place, **rest)
+        else:
+            self.target = Target(split=unwritten(device, n, 2 * tiled(width), dtype=np.uint16), place=place, **rest)
+
+    def read(self) -> Floats:
+        if self.target.rows is not None:
+            rows = download_rows(self.device, self.target.rows, self.width)
+            return rows if self.order is None else rows[:, self.order]
+        split = self.device.download(self.target.split).reshape(self.n, 2, tiled(self.width))
+        at = place_in_split(np.arange(tiled(self.width)))
+        assert (split[..., at][..., self.width :] == 0xFFFF).all(), "a kernel wrote to the padding of its vectors"
+        return joined(split, self.width, self.order)
 
 
 def tolerance_of(*kinds: str) -> float:
-    return TOLERANCE_F16 if {"F16", "__half"} & set(kinds) else TOLERANCE_F32
+    return TOLERANCE_F16 if {"F16", "__half"} & set(kinds) else TOLERANCE_F32  # quantised: asked are 5e-4
 
 
 def upload_rows(device: Device, rows: Floats) -> DeviceArray:

@@ -16,7 +16,7 @@ from llamagpu.config import ModelConfig
 from tests.kernels.harness import (
     Arrays,
     Case,
-    download_rows,
+    Written,
     random,
     tolerance_of,
     twin_tests,
@@ -26,7 +26,9 @@ from tests.kernels.harness import (
 from tests.kernels.test_qkv_rope import DTYPES, heads
 
 
-def case(kv: str, config: ModelConfig, n: int, start: int, n_splits: int, scale: float = 1.0, spare: int = 5) -> Case:
+def case(
+    kv: str, config: ModelConfig, n: int, start: int, n_splits: int, scale: float = 1.0, spare: int = 5, form: str = "rows"
+) -> Case:
     n_keys, capacity, head_dim = start + n, start + n + spare, config.head_dim
     q = random(n, config.q_dim) * np.float32(scale)
     shape = (config.n_kv_heads, n_keys, head_dim)
@@ -42,22 +44,23 @@ def case(kv: str, config: ModelConfig, n: int, start: int, n_splits: int, scale:
         return device.upload(whole)
 
     def run(device: Device) -> Arrays:
-        out = unwritten(device, n, padded(config.q_dim))
+        out = Written(device, form, n, config.q_dim, permuted=form == "split")
         partial = unwritten(device, n_splits * n * config.n_heads, padded(head_dim))
         stats = unwritten(device, n_splits * n * config.n_heads, 2)
         position = device.upload(np.asarray([start], np.int32))
         cached = cache(device, keys), cache(device, values)
-        launches.attention(
-            device, upload_rows(device, q), *cached, position, n, n_splits, config, partial, stats, out
+        launches.attention_split(
+            device, upload_rows(device, q), *cached, position, n, n_splits, config, partial, stats
         )  # fmt: skip
-        return {"out": download_rows(device, out, config.q_dim)}
+        launches.attention_merge(device, partial, stats, n, n_splits, config, out.target)
+        return {"out": out.read()}
 
     def twin() -> Arrays:
         queries = q.reshape(n, config.n_heads, head_dim)
         return {"out": attention(queries, keys.astype(np.float32), values.astype(np.float32), start)}
 
     name = f"{kv} {config.n_heads}/{config.n_kv_heads} heads of {head_dim} n={n} at {start} splits {n_splits}"
-    return Case(name + f" scale {scale:g}" * (scale != 1), run, twin, tolerance_of(kv))
+    return Case(name + f" scale {scale:g}" * (scale != 1) + " to halves" * (form == "split"), run, twin, tolerance_of(kv))
 
 
 # (start, splits) of one new token: first position, less and more than a tile, whole tiles, more splits than tiles
@@ -76,7 +79,9 @@ CASES += [
     for n, start, splits in ((2, 0, 1), (5, 63, 1), (7, 130, 3), (33, 0, 1), (70, 10, 2))
 ]
 CASES += [case("float", heads(8, 2, 1, 16), 1, 150, 2, scale=30.0)]  # softmax that is nearly one key
+CASES += [case("__half", heads(8, 6, 2, 20), n, 90, 3, form="split") for n in (1, 4, 11)]
 SMALL = [case(kv, heads(8, n_heads, 1, 10), 1, 130, 2, spare=0) for kv in KV_TYPES for n_heads in (1, 2, 3, 8)]
 SMALL += [case("__half", heads(8, 2, 1, 80), 1, 70, 2)]  # threads are left over
+SMALL += [case("__half", heads(8, 2, 1, 36), 1, 70, 2, form="split")]
 SMALL += [case("float", heads(8, 3, 1, 16), 5, 62, 3), case("float", heads(8, 2, 1, 4), 1, 3, 4)]
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)

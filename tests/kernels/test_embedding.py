@@ -7,29 +7,58 @@ import numpy as np
 from llamagpu.backends.cpu.linear import embedding
 from llamagpu.backends.cuda import launches
 from llamagpu.backends.cuda.device import Device
-from llamagpu.backends.cuda.kernels import WEIGHTS
-from llamagpu.backends.cuda.matrix import padded, upload_matrix
-from tests.kernels.harness import Arrays, Case, download_rows, random_tensor, twin_tests, unwritten, widened
+from llamagpu.backends.cuda.kernels import FLOATS, WEIGHTS
+from llamagpu.backends.cuda.matrix import padded, upload_matrix, upload_vector
+from llamagpu.backends.cuda.vectors import Target
+from tests.kernels.harness import (
+    Arrays,
+    Case,
+    Written,
+    download_rows,
+    random,
+    random_tensor,
+    tolerance_of,
+    twin_tests,
+    unwritten,
+    widened,
+)
 
 VOCAB_SIZE = 37
 
 
-def case(kind: str, dim: int, tokens: list[int]) -> Case:
-    table = random_tensor(kind, VOCAB_SIZE, dim)
+def case(kind: str, dim: int, tokens: list[int], form: str = "", permuted: bool = False) -> Case:
+    """form: of what a reader behind a norm gets; none where there is no such reader (a prompt)."""
+    table = random_tensor(kind, VOCAB_SIZE, dim, permuted=permuted)
+    norm, n = random(dim, seed=1), len(tokens)
 
     def run(device: Device) -> Arrays:
-        x = unwritten(device, len(tokens), padded(dim))
-        ids = device.upload(np.asarray(tokens, np.int32))
-        launches.embedding(device, upload_matrix(device, table), ids, len(tokens), x)
-        return {"x": download_rows(device, x, dim)}
+        x, ids = unwritten(device, n, padded(dim)), device.upload(np.asarray(tokens, np.int32))
+        matrix = upload_matrix(device, table)
+        if not form:
+            launches.embedding(device, matrix, ids, n, x, Target())
+            return {"x": download_rows(device, x, dim)}
+        squares = unwritten(device, n)
+        written = Written(device, form, n, dim, permuted, norm=upload_vector(device, norm), squares=squares)
+        launches.embedding(device, matrix, ids, n, x, written.target)
+        return {"x": download_rows(device, x, dim), "vectors": written.read(), "squares": device.download(squares)}
 
     def twin() -> Arrays:
-        return {"x": embedding(widened(table), np.asarray(tokens))}
+        x = embedding(widened(table), np.asarray(tokens))
+        return {"x": x, "vectors": x * norm, "squares": np.square(x).sum(axis=1)} if form else {"x": x}
 
-    return Case(f"{kind} {dim} x{len(tokens)}", run, twin, 0.0 if kind in ("F32", "F16") else 1e-14)
+    name = f"{kind} {dim} x{n}" + f" to {form}{' permuted' * permuted}" * bool(form)
+    return Case(name, run, twin, tolerance_of() if form else 0.0 if kind in ("F32", "F16") else 1e-14)
 
 
-DIMS = {"F32": (1, 8, 17, 515, 2048), "F16": (1, 8, 17, 1030, 2048), "Q8": (32, 96, 2080), "Q8Flat": (1, 17, 100, 2050)}
-CASES = [case(kind, dim, tokens) for kind in WEIGHTS for dim in DIMS[kind] for tokens in ([36], [0, 5, 5, 36, 1])]
-SMALL = [case(kind, dim, [36, 0, 7]) for kind, dim in (("F32", 17), ("F16", 40), ("Q8", 32), ("Q8Flat", 20))]
+DIMS = {"F32": (1, 8, 17, 515, 2048), "F16": (1, 8, 17, 1030, 2048)}
+CASES = [
+    case(kind, dim, tokens)
+    for kind in WEIGHTS
+    for dim in DIMS.get(kind, (1, 96, 300))
+    for tokens in ([36], [0, 5, 5, 36, 1])
+]
+CASES += [case(kind, 300, [36, 0, 20], form, form == "split") for kind in WEIGHTS for form in ("rows", "split")]
+SMALL = [case(kind, 17, [36, 0, 7]) for kind in FLOATS]
+SMALL += [case(kind, 20, [36, 0, 7], "split") for kind in ("F16", "Q4", "Q8F")]
+SMALL += [case("F32", 520, [1], "rows", True), case("Q4", 1030, [9])]  # threads take turns
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)

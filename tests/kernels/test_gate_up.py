@@ -2,46 +2,66 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from llamagpu.backends.cpu.linear import linear
+from llamagpu.backends.cpu.rmsnorm import rmsnorm
 from llamagpu.backends.cpu.swiglu import swiglu
 from llamagpu.backends.cuda import launches
 from llamagpu.backends.cuda.device import Device
-from llamagpu.backends.cuda.kernels import WEIGHTS
-from llamagpu.backends.cuda.matrix import padded, upload_matrix
+from llamagpu.backends.cuda.kernels import FLOATS, TILES, WEIGHTS
+from llamagpu.backends.cuda.matrix import upload_gate_up
 from tests.kernels.harness import (
     Arrays,
     Case,
-    download_rows,
+    Written,
     random,
     random_tensor,
     tolerance_of,
     twin_tests,
-    unwritten,
-    upload_rows,
+    upload_vectors,
     widened,
 )
+from tests.kernels.test_linear import EPS, squares_of
 
 
-def case(kind: str, out_features: int, in_features: int, n: int, scale: int = 1) -> Case:
-    gate = random_tensor(kind, out_features, in_features, seed=1)
-    up = random_tensor(kind, out_features, in_features, seed=2)
-    x = random(n, in_features, seed=3) * scale
+def case(
+    kind: str, hidden: int, in_features: int, n: int, scale: int = 1, form: str = "rows", n_squares: int = 0,
+    permuted: bool = False,
+) -> Case:  # fmt: skip
+    gate, up = (random_tensor(kind, hidden, in_features, seed=seed) for seed in (1, 2))
+    x, norm = random(n, in_features, seed=3) * scale, random(in_features, seed=4)
 
     def run(device: Device) -> Arrays:
-        y = unwritten(device, n, padded(out_features))
-        weights = upload_matrix(device, gate), upload_matrix(device, up)
-        launches.gate_up(device, *weights, upload_rows(device, x), n, y)
-        return {"y": download_rows(device, y, out_features)}
+        (part,) = upload_gate_up(device, gate, up).parts
+        squares = squares_of(x, n_squares) if n_squares else None
+        vectors = upload_vectors(device, x * norm if n_squares else x, part.matrix, squares, EPS)
+        written = Written(device, form, n, hidden, permuted)
+        launches.gate_up(device, part.matrix, vectors, n, written.target)
+        return {"y": written.read()}
 
     def twin() -> Arrays:
-        return {"y": swiglu(linear(x, widened(gate)), linear(x, widened(up)))}
+        h = rmsnorm(x, norm, EPS) if n_squares else x
+        return {"y": swiglu(linear(h, widened(gate)), linear(h, widened(up)))}
 
-    return Case(f"{kind} {out_features}x{in_features} n={n} scale {scale}", run, twin, tolerance_of(kind))
+    how = f" scale {scale} to {form}{' permuted' * permuted}" + f" normed {n_squares}" * bool(n_squares)
+    return Case(f"{kind} {hidden}x{in_features} n={n}{how}", run, twin, tolerance_of(kind))
 
 
-SIZES = {"F32": (17, 100), "F16": (17, 100), "Q8": (17, 96), "Q8Flat": (17, 100)}
-CASES = [case(kind, *SIZES[kind], n) for kind in WEIGHTS for n in (1, 2, 3, 4, 5, 6, 7, 8, 11)]
-CASES += [case("F16", 1, 8, 1), case("F32", 1, 1, 2), case("F16", 70, 1030, 1)]
+CASES = [case(kind, 17, 100, n) for kind in FLOATS for n in (1, 2, 3, 4, 5, 6, 7, 8, 11)]
+CASES += [case(kind, 37, 150, n, form="split") for kind in TILES for n in (1, 3, 4, 5, 8, 11)]
+CASES += [case("F16", 1, 8, 1), case("F32", 1, 1, 2), case("F16", 70, 1030, 1), case("Q4", 1, 1, 2)]
 CASES += [case("F32", 9, 64, 2, scale=200)]  # exp(-gate) overflows: silu goes to 0
-SMALL = [case(kind, 6, 32 if kind == "Q8" else 35, n) for kind in WEIGHTS for n in (1, 10)]
+CASES += [case(kind, 20, 130, n, 1, "split", 7, True) for kind in WEIGHTS for n in (1, 6)]
+SMALL = [case(kind, 6, 35, n) for kind in FLOATS for n in (1, 10)]
+SMALL += [case(kind, 17, 150, n, 1, "split", 3) for kind in ("Q4", "Q8Shortest") for n in (1, 10)]
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)
+
+
+def test_gate_and_up_of_two_kinds_stay_apart() -> None:
+    from tests.emulated_device import EmulatedDevice
+
+    gate, up = random_tensor("Q4", 5, 32), random_tensor("Q8", 5, 32)
+    stack = upload_gate_up(EmulatedDevice(), gate, up)
+    assert [(part.matrix.kind, part.first, part.step) for part in stack.parts] == [("Q4", 0, 2), ("Q8", 1, 2)]
+    assert np.isclose(stack.out_features, 10)

@@ -8,7 +8,7 @@ from llamagpu.backends.cpu.rope import rope, rope_angles
 from llamagpu.backends.cuda import launches
 from llamagpu.backends.cuda.device import Device
 from llamagpu.backends.cuda.kernels import KV_TYPES
-from llamagpu.backends.cuda.matrix import padded
+from llamagpu.backends.cuda.matrix import padded, pair_order
 from llamagpu.config import ModelConfig
 from tests.kernels.harness import (
     Arrays,
@@ -24,18 +24,20 @@ from tests.kernels.harness import (
 from tests.kernels.test_qkv_rope import DTYPES, heads
 
 
-def case(kv: str, config: ModelConfig, n: int, start: int, capacity: int = 40) -> Case:
+def case(kv: str, config: ModelConfig, n: int, start: int, capacity: int = 40, biased: bool = False) -> Case:
     q, k, v = random(n, config.q_dim), random(n, config.kv_dim, seed=1), random(n, config.kv_dim, seed=2)
-    head_dim = config.head_dim
+    head_dim, order = config.head_dim, pair_order(config)
+    bias = random(len(order), seed=3)
 
     def run(device: Device) -> Arrays:
         angles = device.upload(np.concatenate(rope_angles(0, capacity, head_dim, config.rope_theta), axis=1))
         position = device.upload(np.asarray([start], np.int32))
         keys = unwritten(device, config.n_kv_heads, capacity, padded(head_dim), dtype=DTYPES[kv])
         values = unwritten(device, config.n_kv_heads, capacity, padded(head_dim), dtype=DTYPES[kv])
-        turned = upload_rows(device, q)
-        rows = upload_rows(device, k), upload_rows(device, v)
-        launches.rope_append(device, *rows, angles, position, n, config, keys, values, turned)
+        turned = unwritten(device, n, padded(config.q_dim))
+        qkv = upload_rows(device, np.concatenate([q, k, v], axis=1)[:, order])
+        biases = device.upload(bias[order]) if biased else None
+        launches.rope_append(device, qkv, biases, angles, position, n, config, keys, values, turned)
         out = {"q": download_rows(device, turned, config.q_dim)}
         for name, cache in (("keys", keys), ("values", values)):
             out[name] = appended(device, cache, start, n, head_dim)
@@ -43,13 +45,15 @@ def case(kv: str, config: ModelConfig, n: int, start: int, capacity: int = 40) -
 
     def twin() -> Arrays:
         cos, sin = rope_angles(start, n, head_dim, config.rope_theta)
-        by_head = (x.reshape(n, -1, head_dim) for x in (q, k, v))
+        whole = np.concatenate([q, k, v], axis=1) + bias * biased
+        parts = np.split(whole, [config.q_dim, config.q_dim + config.kv_dim], axis=1)
+        by_head = (part.reshape(n, -1, head_dim) for part in parts)
         turned, keys, values = next(by_head), next(by_head), next(by_head)
         turned, keys = rope(turned, cos, sin, config.rope_layout), rope(keys, cos, sin, config.rope_layout)
         return {"q": turned.reshape(n, -1), "keys": keys.transpose(1, 0, 2), "values": values.transpose(1, 0, 2)}
 
     shape = f"{config.n_heads}/{config.n_kv_heads} heads of {head_dim} {config.rope_layout}"
-    return Case(f"{kv} {shape} n={n} at {start}", run, twin, tolerance_of(kv))
+    return Case(f"{kv} {shape} n={n} at {start}{' bias' * biased}", run, twin, tolerance_of(kv))
 
 
 CASES = [
@@ -59,7 +63,8 @@ CASES = [
     for layout in ("interleaved", "half_split")
     for n, start in ((9, 0), (11, 29))
 ]
+CASES += [case("float", heads(8, 3, 1, 10, "half_split"), 10, 3, biased=True)]
 SMALL = [case(kv, heads(8, 3, 1, 10, "half_split"), 9, 31) for kv in KV_TYPES] + [
-    case("float", heads(8, 5, 2, 38), 2, 0)
+    case("float", heads(8, 5, 2, 38), 2, 0, biased=True)
 ]
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)

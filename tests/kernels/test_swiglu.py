@@ -7,6 +7,7 @@ import numpy as np
 from llamagpu.backends.cpu.swiglu import swiglu
 from llamagpu.backends.cuda import launches
 from llamagpu.backends.cuda.device import Device
+from llamagpu.backends.cuda.matrix import padded
 from tests.kernels.harness import (
     TOLERANCE_F32,
     Arrays,
@@ -14,6 +15,7 @@ from tests.kernels.harness import (
     download_rows,
     random,
     twin_tests,
+    unwritten,
     upload_rows,
 )
 
@@ -22,8 +24,9 @@ def case(width: int, n: int, scale: float = 1.0) -> Case:
     gate, up = random(n, width) * np.float32(scale), random(n, width, seed=1)
 
     def run(device: Device) -> Arrays:
-        y = upload_rows(device, gate)
-        launches.swiglu(device, y, upload_rows(device, up), width, n, y)
+        y = unwritten(device, n, padded(width))
+        both = np.stack([gate, up], axis=2).reshape(n, -1)
+        launches.swiglu(device, upload_rows(device, both), width, n, y)
         return {"y": download_rows(device, y, width)}
 
     def twin() -> Arrays:

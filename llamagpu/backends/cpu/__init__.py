@@ -1,6 +1,6 @@
 """The NumPy backend: the fallback where there is no GPU, and the specification of every CUDA kernel.
 
-Everything is float32; 8-bit weights stay 8-bit in memory. One file per kernel family, named as the kernel is.
+Everything is float32; quantised weights stay as they are in memory. One file per kernel family, named as the kernel is.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from llamagpu.backends.protocol import Forward
 from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
 from llamagpu.errors import UsageError
-from llamagpu.quantization import Int8Matrix
+from llamagpu.quantization import AffineQuant, Int8Matrix, RandomMatrix
 from llamagpu.sampling import SamplingParams
 
 Floats = NDArray[np.float32]
-Weight = Floats | Int8Matrix
+Weight = Floats | Int8Matrix | AffineQuant
 
 
 @dataclass
@@ -62,9 +62,17 @@ class CPUBackend:
 
     def weight(self, tensor: Tensor) -> Weight:
         """float32 is used in place, straight from the mapped file; float16 is widened, since NumPy is slow with it."""
-        if isinstance(tensor, Int8Matrix) or tensor.dtype == np.float32:
+        if isinstance(tensor, RandomMatrix):
+            return self.weight(tensor.materialize())
+        if isinstance(tensor, Int8Matrix | AffineQuant) or tensor.dtype == np.float32:
             return tensor
         return tensor.astype(np.float32)
+
+    def qkv(self, wq: Tensor, wk: Tensor, wv: Tensor, config: ModelConfig) -> tuple[Weight, Weight, Weight]:
+        return self.weight(wq), self.weight(wk), self.weight(wv)
+
+    def gate_up(self, gate: Tensor, up: Tensor) -> tuple[Weight, Weight]:
+        return self.weight(gate), self.weight(up)
 
     def kv_cache(self, config: ModelConfig, capacity: int) -> CPUCache:
         shape = (config.n_layers, config.n_kv_heads, capacity, config.head_dim)
@@ -86,15 +94,14 @@ class CPUBackend:
         self,
         x: Floats,
         norm: Floats,
-        wq: Weight,
-        wk: Weight,
-        wv: Weight,
+        w: tuple[Weight, Weight, Weight],
         cache: CPUCache,
         layer: int,
         config: ModelConfig,
     ) -> Floats:
         n, start = x.shape[0], cache.length
         h = rmsnorm(x, norm, config.norm_eps)
+        wq, wk, wv = w
         cos, sin = rope_angles(start, n, config.head_dim, config.rope_theta)
         q = rope(linear(h, wq).reshape(n, config.n_heads, config.head_dim), cos, sin, config.rope_layout)
         k = rope(linear(h, wk).reshape(n, config.n_kv_heads, config.head_dim), cos, sin, config.rope_layout)
@@ -110,9 +117,9 @@ class CPUBackend:
         residual += linear(x, w)
         return residual
 
-    def rmsnorm_gate_up_swiglu(self, x: Floats, norm: Floats, w_gate: Weight, w_up: Weight, eps: float) -> Floats:
+    def rmsnorm_gate_up_swiglu(self, x: Floats, norm: Floats, w: tuple[Weight, Weight], eps: float) -> Floats:
         h = rmsnorm(x, norm, eps)
-        return swiglu(linear(h, w_gate), linear(h, w_up))
+        return swiglu(linear(h, w[0]), linear(h, w[1]))
 
     def rmsnorm_head(self, x: Floats, norm: Floats, w: Weight, eps: float, n_logits: int) -> Floats:
         return linear(rmsnorm(x[len(x) - n_logits :], norm, eps), w)

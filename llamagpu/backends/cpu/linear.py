@@ -5,30 +5,37 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagpu.quantization import Int8Matrix
+from llamagpu.quantization import AffineQuant, Int8Matrix
 
-# Rows of an 8-bit matrix are widened to float32 this many elements at a time, so that they stay in the L2 cache.
+Matrix = NDArray[np.float32] | Int8Matrix | AffineQuant
+
+# Rows of a quantised matrix are widened to float32 this many elements at a time, so that they stay in the L2 cache.
 BLOCK_ELEMENTS = 1 << 17
 
 
-def linear(x: NDArray[np.float32], w: NDArray[np.float32] | Int8Matrix) -> NDArray[np.float32]:
+def linear(x: NDArray[np.float32], w: Matrix) -> NDArray[np.float32]:
     """x @ w.T. x: [n, in_features]; result: [n, out_features]."""
-    return linear_q8(x, w) if isinstance(w, Int8Matrix) else x @ w.T
+    return x @ w.T if isinstance(w, np.ndarray) else linear_quantized(x, w)
 
 
-def linear_q8(x: NDArray[np.float32], w: Int8Matrix) -> NDArray[np.float32]:
-    """x @ w.T with 8-bit weights, which stay 8-bit in memory: only a block of rows at a time is float32."""
+def linear_quantized(x: NDArray[np.float32], w: Int8Matrix | AffineQuant) -> NDArray[np.float32]:
+    """x @ w.T with quantised weights, which stay so in memory: only a block of rows at a time is float32."""
     out_features, in_features = w.shape
+    if isinstance(w, AffineQuant) and w.perm is not None:
+        x = x[:, w.perm]
     y = np.empty((x.shape[0], out_features), np.float32)
-    rows = max(1, BLOCK_ELEMENTS // in_features)
+    rows = max(32, BLOCK_ELEMENTS // in_features // 32 * 32)
     for start in range(0, out_features, rows):
         block = w.dequantize(start, min(start + rows, out_features))
         np.matmul(x, block.T, out=y[:, start : start + len(block)])
     return y
 
 
-def embedding(table: NDArray[np.float32] | Int8Matrix, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+def embedding(table: Matrix, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """Rows ``tokens`` of ``table`` [vocab_size, dim], as float32 [n, dim]. Twin of kernels/embedding.cu."""
-    if isinstance(table, Int8Matrix):
-        return np.concatenate([table.dequantize(token, token + 1) for token in tokens.tolist()])
-    return table[tokens]
+    if isinstance(table, np.ndarray):
+        return table[tokens]
+    rows = np.concatenate([table.dequantize(token, token + 1) for token in tokens.tolist()])
+    if isinstance(table, AffineQuant) and table.perm is not None:
+        rows[:, table.perm] = rows.copy()
+    return rows

@@ -9,16 +9,27 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from llamagpu.backends.cuda import launches
-from llamagpu.backends.cuda.cache import MAX_PROMPT_CHUNK, CUDACache
+from llamagpu.backends.cuda.cache import MAX_PROMPT_CHUNK, CUDACache, bucket_of
 from llamagpu.backends.cuda.device import Device, DeviceArray, Graph
-from llamagpu.backends.cuda.matrix import DeviceMatrix, padded, upload_matrix, upload_vector
+from llamagpu.backends.cuda.matrix import (
+    DeviceMatrix,
+    Stack,
+    padded,
+    tiled,
+    upload_gate_up,
+    upload_matrix,
+    upload_qkv,
+    upload_vector,
+)
 from llamagpu.backends.cuda.sampler import RING_SIZE, CUDASampler
+from llamagpu.backends.cuda.vectors import Coming, Residual, Target, Vectors
 from llamagpu.backends.protocol import Forward
 from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
@@ -30,33 +41,35 @@ LARGEST_HEAD_DIM = 1024  # kernels/attention.cu
 FEW_COLUMNS = 8  # up to here one pass over the weights does; above, tensor cores
 
 
-class Residual:
-    """The residual stream x [n, padded(dim)] and a ``delta`` yet to be added: the next RMSNorm adds it on its way."""
-
-    def __init__(self, x: DeviceArray, n: int) -> None:
-        self.x, self.n = x, n
-        self.delta: DeviceArray | None = None
-
-
 class CUDABackend:
-    """The operations of backends/protocol.py as launches on one device, real or emulated."""
+    """The operations of backends/protocol.py as launches on one device, real or emulated.
+
+    Up to FEW_COLUMNS tokens take the fused kernels: a product is finished, normed, added and laid out for its reader
+    where it is made. More tokens, and layers that mix types of weights, take one kernel for each of these.
+    """
 
     name = "cuda"
 
     def __init__(self, device: Device, kv_dtype: DTypeLike | None = None) -> None:
-        """kv_dtype: of keys and values; None takes float32 if a matrix of the model is float32, else float16."""
+        """kv_dtype: of keys and values; None takes float32 if wq, wk, wv of all layers are, else float16."""
         self.device = device
         self.kv_dtype = kv_dtype
         self._scratch: dict[str, DeviceArray] = {}
-        self._float32_weights = False
+        self._qkv_kinds: set[str] = set()
 
     def weight(self, tensor: Tensor) -> DeviceMatrix | DeviceArray:
         if len(tensor.shape) == 1:
             assert isinstance(tensor, np.ndarray)
             return upload_vector(self.device, tensor)
-        matrix = upload_matrix(self.device, tensor)
-        self._float32_weights |= matrix.kind == "F32"
-        return matrix
+        return upload_matrix(self.device, tensor)
+
+    def qkv(self, wq: Tensor, wk: Tensor, wv: Tensor, config: ModelConfig) -> Stack:
+        stack = upload_qkv(self.device, (wq, wk, wv), config)
+        self._qkv_kinds |= {part.matrix.kind for part in stack.parts}
+        return stack
+
+    def gate_up(self, gate: Tensor, up: Tensor) -> Stack:
+        return upload_gate_up(self.device, gate, up)
 
     def kv_cache(self, config: ModelConfig, capacity: int) -> CUDACache:
         if config.head_dim > LARGEST_HEAD_DIM:
@@ -64,7 +77,7 @@ class CUDABackend:
                 f"heads of {config.head_dim} elements are too wide for the GPU kernels"
                 f" (at most {LARGEST_HEAD_DIM}): --device cpu runs this model"
             )
-        dtype = self.kv_dtype or (np.float32 if self._float32_weights else np.float16)
+        dtype = self.kv_dtype or (np.float32 if self._qkv_kinds == {"F32"} else np.float16)
         return CUDACache(self.device, config, capacity, dtype)
 
     def sampler(self, params: SamplingParams, vocab_size: int) -> CUDASampler:
@@ -77,100 +90,141 @@ class CUDABackend:
             have = self._scratch[name] = self.device.zeros((n, padded(width)), dtype)
         return have[:n]
 
+    def target(self, name: str, n: int, width: int, reader: DeviceMatrix | None) -> Target:
+        """Scratch for vectors in the form that ``reader`` wants, or as float32 rows."""
+        if reader is None or not reader.tiled:
+            return Target(rows=self.scratch(f"{name} rows {width}", n, width))
+        split = self.scratch(f"{name} split {width}", n, 2 * tiled(width), np.uint16)
+        return Target(split=split, place=reader.place)
+
+    def read(self, name: str, x: Coming, reader: DeviceMatrix) -> Vectors:
+        """Launch what makes x, for ``reader``."""
+        target = self.target(name, x.n, x.width, reader)
+        x.write(target)
+        return Vectors(target.split if reader.tiled else target.rows)
+
+    def read_normed(self, x: Residual, norm: DeviceArray, eps: float, reader: DeviceMatrix) -> Vectors:
+        """Launch what completes the residual, and leave x * norm and the sums of squares for ``reader``."""
+        target = self.target("normed", x.n, x.width, reader)
+        squares = self.scratch(f"squares {x.n_squares}", 1, x.n * x.n_squares)[0]
+        x.write(replace(target, norm=norm, squares=squares))
+        return Vectors(target.split if reader.tiled else target.rows, squares, x.n_squares, eps)
+
+    def normed_rows(self, x: Residual, norm: DeviceArray, eps: float) -> DeviceArray:
+        """rmsnorm(x) * norm, float32 [n, padded(width)], by a kernel of its own."""
+        y = self.scratch(f"rmsnorm {x.width}", x.n, x.width)
+        launches.add_rmsnorm(self.device, x.x, x.plain(), norm, x.width, eps, x.n, y)
+        return y
+
+    def products(self, x: DeviceArray, n: int, stack: Stack, name: str) -> DeviceArray:
+        """x @ w.T for all parts of a stack, float32 [n, padded(stack.out_features)]; x: rows."""
+        y = self.scratch(name, n, stack.out_features)
+        for part in stack.parts:
+            self.product(x, n, part.matrix, y, stack.out_features, part.first, part.step)
+        return y
+
+    def product(
+        self, x: DeviceArray, n: int, w: DeviceMatrix, y: DeviceArray, y_width: int, first: int = 0, step: int = 1
+    ) -> None:
+        """y[:, first + step * o] = output o of x @ w.T; x: rows."""
+        dim = w.in_features
+        if n <= FEW_COLUMNS:
+            if w.tiled:
+                rows, x = x, self.scratch(f"split {dim}", n, 2 * tiled(dim), np.uint16)
+                launches.split_bf16(self.device, rows, dim, n, x, w.place)
+            return launches.linear(self.device, w, Vectors(x), n, y, y_width, first, step)
+        high = self.scratch(f"high {dim}", n, dim, np.float16)
+        low = self.scratch(f"low {dim}", n, dim, np.float16)
+        inverse_scales = self.scratch("inverse_scales", 1, MAX_PROMPT_CHUNK)
+        launches.split_halves(self.device, x, dim, n, high, low, inverse_scales, w.place)
+        launches.linear_prompt(self.device, w, high, low, inverse_scales, n, y, y_width, first, step)
+
     def embedding(self, table: DeviceMatrix, tokens: Sequence[int] | DeviceArray, cache: CUDACache) -> Residual:
-        n = len(tokens)
+        n, width = len(tokens), table.in_features
         if isinstance(tokens, Sequence):
             assert n <= MAX_PROMPT_CHUNK, "the caller cuts prompts into chunks"
             self.device.copy(cache.tokens[:n], np.asarray(tokens, np.int32))
             self.device.copy(cache.position, np.asarray([cache.length], np.int32))
-        x = self.scratch("x", n, table.in_features)
-        launches.embedding(self.device, table, cache.tokens, n, x)
-        return Residual(x, n)
+            cache.limit = bucket_of(cache.length + n, cache.capacity)
+        x = self.scratch("x", n, width)
 
-    def _rmsnorm(self, x: Residual, weight: DeviceArray, dim: int, eps: float) -> DeviceArray:
-        y = self.scratch("normed", x.n, dim)
-        launches.add_rmsnorm(self.device, x.x, x.delta, weight, dim, eps, x.n, y)
-        x.delta = None
-        return y
+        def write(target: Target) -> None:
+            launches.embedding(self.device, table, cache.tokens, n, x, target)
 
-    def _linear(self, x: DeviceArray, w: DeviceMatrix, n: int, y: DeviceArray) -> None:
-        """y = x @ w.T by the kernel for few columns or the one for many."""
-        if n <= FEW_COLUMNS:
-            launches.linear(self.device, w, x, n, y)
-        else:
-            self._prompt_products(x, n, (w, y))
-
-    def _prompt_products(self, x: DeviceArray, n: int, *products: tuple[DeviceMatrix, DeviceArray]) -> None:
-        """y = x @ w.T on tensor cores for each (w, y), all with the same x."""
-        dim = products[0][0].in_features
-        high = self.scratch(f"high {dim}", n, dim, np.float16)
-        low = self.scratch(f"low {dim}", n, dim, np.float16)
-        inverse_scales = self.scratch("inverse_scales", 1, MAX_PROMPT_CHUNK)
-        launches.split_halves(self.device, x, dim, n, high, low, inverse_scales)
-        for w, y in products:
-            launches.linear_prompt(self.device, w, high, low, inverse_scales, n, y)
+        return Residual(x, n, width, 1, write, lambda: write(Target()))
 
     def rmsnorm_qkv_rope(
-        self,
-        x: Residual,
-        norm: DeviceArray,
-        wq: DeviceMatrix,
-        wk: DeviceMatrix,
-        wv: DeviceMatrix,
-        cache: CUDACache,
-        layer: int,
-        config: ModelConfig,
+        self, x: Residual, norm: DeviceArray, w: Stack, cache: CUDACache, layer: int, config: ModelConfig
     ) -> DeviceArray:
-        require_same_type(wq, wk, wv)
-        h = self._rmsnorm(x, norm, config.dim, config.norm_eps)
         q = self.scratch("q", x.n, config.q_dim)
-        keys, values = cache.keys[layer], cache.values[layer]
-        place = (cache.angles, cache.position, x.n, config, keys, values, q)
-        if x.n <= FEW_COLUMNS:
-            launches.qkv_rope(self.device, wq, wk, wv, h, *place)
+        place = (None, cache.angles, cache.position, x.n, config, cache.keys[layer], cache.values[layer], q)
+        if is_fused(x.n, w):
+            matrix = w.parts[0].matrix
+            launches.qkv_rope(self.device, matrix, self.read_normed(x, norm, config.norm_eps, matrix), *place)
         else:
-            k, v = self.scratch("k", x.n, config.kv_dim), self.scratch("v", x.n, config.kv_dim)
-            self._prompt_products(h, x.n, (wq, q), (wk, k), (wv, v))
-            launches.rope_append(self.device, k, v, *place)
+            h = self.normed_rows(x, norm, config.norm_eps)
+            launches.rope_append(self.device, self.products(h, x.n, w, "qkv"), *place)
         return q
 
-    def attention(self, q: DeviceArray, cache: CUDACache, layer: int, config: ModelConfig) -> DeviceArray:
+    def attention(self, q: DeviceArray, cache: CUDACache, layer: int, config: ModelConfig) -> Coming:
         n = q.shape[0]
-        n_splits = launches.attention_splits(self.device, n, cache.capacity, config)
-        out = self.scratch("attention", n, config.q_dim)
+        n_splits = launches.attention_splits(self.device, n, cache.limit, config)
         n_queries = n_splits * n * config.n_heads
         partial = self.scratch("partial", n_queries, config.head_dim)
         stats = self.scratch("stats", -(-n_queries // 8), 16)  # two numbers a query, in rows of 16
-        keys, values = cache.keys[layer], cache.values[layer]
-        launches.attention(
-            self.device, q, keys, values, cache.position, n, n_splits, config, partial, stats, out
-        )  # fmt: skip
-        return out
+        launches.attention_split(
+            self.device, q, cache.keys[layer], cache.values[layer], cache.position, n, n_splits, config, partial, stats
+        )
 
-    def linear_add(self, residual: Residual, x: DeviceArray, w: DeviceMatrix) -> Residual:
-        residual.delta = self.scratch("delta", residual.n, w.out_features)
-        self._linear(x, w, residual.n, residual.delta)
-        return residual
+        def write(target: Target) -> None:
+            launches.attention_merge(self.device, partial, stats, n, n_splits, config, target)
 
-    def rmsnorm_gate_up_swiglu(
-        self, x: Residual, norm: DeviceArray, w_gate: DeviceMatrix, w_up: DeviceMatrix, eps: float
-    ) -> DeviceArray:
-        require_same_type(w_gate, w_up)
-        h = self._rmsnorm(x, norm, w_gate.in_features, eps)
-        y = self.scratch("hidden", x.n, w_gate.out_features)
-        if x.n <= FEW_COLUMNS:
-            launches.gate_up(self.device, w_gate, w_up, h, x.n, y)
-        else:
-            up = self.scratch("up", x.n, w_up.out_features)
-            self._prompt_products(h, x.n, (w_gate, y), (w_up, up))
-            launches.swiglu(self.device, y, up, w_up.out_features, x.n, y)
-        return y
+        return Coming(n, config.q_dim, write)
+
+    def linear_add(self, residual: Residual, x: Coming, w: DeviceMatrix) -> Residual:
+        n, width = residual.n, residual.width
+        if n > FEW_COLUMNS:
+            target = self.target("hidden", n, x.width, None)
+            x.write(target)
+            delta = self.scratch("delta", n, width)
+            self.product(target.rows, n, w, delta, width)
+            return Residual(residual.x, n, width, 0, never, lambda: delta)
+        vectors = self.read("hidden", x, w)
+
+        def plain() -> DeviceArray:
+            delta = self.scratch("delta", n, width)
+            launches.linear(self.device, w, vectors, n, delta, width)
+            return delta
+
+        def write(target: Target) -> None:
+            launches.linear_add(self.device, w, vectors, n, residual.x, target)
+
+        return Residual(residual.x, n, width, launches.n_squares(w), write, plain)
+
+    def rmsnorm_gate_up_swiglu(self, x: Residual, norm: DeviceArray, w: Stack, eps: float) -> Coming:
+        n, hidden = x.n, w.out_features // 2
+        if is_fused(n, w):
+            matrix = w.parts[0].matrix
+            vectors = self.read_normed(x, norm, eps, matrix)
+            return Coming(n, hidden, lambda target: launches.gate_up(self.device, matrix, vectors, n, target))
+        both = self.products(self.normed_rows(x, norm, eps), n, w, "gate_up")
+
+        def write(target: Target) -> None:
+            rows = target.rows if target.rows is not None else self.scratch(f"swiglu {hidden}", n, hidden)
+            launches.swiglu(self.device, both, hidden, n, rows)
+            if target.split is not None:
+                launches.split_bf16(self.device, rows, hidden, n, target.split, target.place)
+
+        return Coming(n, hidden, write)
 
     def rmsnorm_head(self, x: Residual, norm: DeviceArray, w: DeviceMatrix, eps: float, n_logits: int) -> DeviceArray:
         logits = self.scratch("logits", n_logits, w.out_features)
-        if n_logits:
-            h = self._rmsnorm(x, norm, w.in_features, eps)[x.n - n_logits :]
-            self._linear(h, w, n_logits, logits)
+        if n_logits and x.n <= FEW_COLUMNS:
+            vectors = self.read_normed(x, norm, eps, w).last(n_logits)
+            launches.linear(self.device, w, vectors, n_logits, logits, w.out_features)
+        elif n_logits:
+            h = self.normed_rows(x, norm, eps)[x.n - n_logits :]
+            self.product(h, n_logits, w, logits, w.out_features)
         return logits
 
     def to_host(self, logits: DeviceArray, vocab_size: int) -> NDArray[np.float32]:
@@ -192,18 +246,22 @@ class CUDABackend:
         def step() -> None:
             sampler.launch(forward(token, cache)[-1], token, cache.position)
 
-        length, graph, kept = cache.length, None, []
+        length, kept = cache.length, list[DeviceArray]()
+        graphs: dict[int, Graph | None] = {}  # by bucket of the context
         events = deque([device.event()])
         n_launched = 1
         try:
             for n_read in range(n_tokens):
                 while n_launched < n_tokens and n_launched - n_read <= STEPS_AHEAD:
-                    if n_launched == 1:
+                    bucket = cache.limit = bucket_of(length + n_launched, cache.capacity)
+                    if bucket not in graphs:
                         step()  # once as it is: compiles what is new, makes the scratch arrays
+                        graphs[bucket] = None
                     else:
+                        graph = graphs[bucket]
                         if graph is None:
-                            kept = list(self._scratch.values())  # the graph's own, should a longer prompt replace them
-                            graph = capture(device, step)
+                            kept += self._scratch.values()  # the graph's own, should a longer prompt replace them
+                            graph = graphs[bucket] = capture(device, step)
                         graph.launch()
                     events.append(device.event())
                     n_launched += 1
@@ -225,8 +283,10 @@ def capture(device: Device, step: Callable[[], None]) -> Graph:
     return finish()
 
 
-def require_same_type(*matrices: DeviceMatrix) -> None:
-    """Matrices that one kernel reads together must be of one type."""
-    if len({(matrix.kind, matrix.group_size) for matrix in matrices}) > 1:
-        kinds = ", ".join(matrix.kind for matrix in matrices)
-        raise UsageError(f"a layer mixes weight types ({kinds}), which the GPU kernels do not: --device cpu runs it")
+def is_fused(n: int, w: Stack) -> bool:
+    """Whether the fused kernels take it."""
+    return n <= FEW_COLUMNS and len(w.parts) == 1
+
+
+def never(target: Target) -> None:
+    raise AssertionError("the residual of a prompt has no reader behind a norm")

@@ -11,6 +11,18 @@ from llamagpu.backends.cuda.matrix import padded
 from llamagpu.config import ModelConfig
 
 MAX_PROMPT_CHUNK = 512  # tokens that one call may read
+SMALLEST_BUCKET = 512
+
+
+def bucket_of(n_positions: int, capacity: int) -> int:
+    """The number of positions that attention is launched for when n_positions are filled: 512, 2048, 8192, ...
+
+    One graph is captured for each, so that a short text is not cut into the many parts that a long one needs.
+    """
+    bucket = SMALLEST_BUCKET
+    while bucket < n_positions:
+        bucket *= 4
+    return min(bucket, capacity)
 
 
 class CUDACache:
@@ -18,12 +30,12 @@ class CUDACache:
 
     position: int32 [1], positions filled, as kernels see it; ``length`` is the host's count. The two agree except while
     tokens are decoded ahead of the host. tokens: int32 [MAX_PROMPT_CHUNK], the tokens of a call; the first is where the
-    sampler puts the next one. angles: float32 [capacity, head_dim], cos then sin of RoPE.
+    sampler puts the next one. limit: the bucket of what is launched now. angles: float32 [capacity, head_dim], cos then sin of RoPE.
     """
 
     def __init__(self, device: Device, config: ModelConfig, capacity: int, dtype: DTypeLike) -> None:
         shape = (config.n_layers, config.n_kv_heads, capacity, padded(config.head_dim))
-        self.capacity, self.length = capacity, 0
+        self.capacity, self.length, self.limit = capacity, 0, capacity
         self.keys = device.zeros(shape, dtype)
         self.values = device.zeros(shape, dtype)
         self.position = device.zeros((1,), np.int32)

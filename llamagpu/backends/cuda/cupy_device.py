@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from llamagpu.backends.cuda import dependent_launch
 from llamagpu.backends.cuda.device import DeviceArray, Event, Graph, Launch
 from llamagpu.backends.cuda.kernels import source
 from llamagpu.errors import DeviceError, LlamaGPUError, first_line
 
 STAGING_BYTES = 32 << 20  # of each of two pinned buffers: one is filled while the other is copied
-HOST_TO_DEVICE = 1  # cudaMemcpyHostToDevice
+HOST_TO_DEVICE, DEVICE_TO_DEVICE = 1, 3  # cudaMemcpyKind
 DEFAULT_SHARED_MEMORY = 48 << 10  # a kernel that wants more must ask for it first
 OPTIONS = ("-std=c++17",)  # CuPy adds -ftz=true, the architecture and the include paths
 
@@ -81,6 +82,7 @@ class CuPyDevice:
         self.description = properties["name"].decode()
         self.n_multiprocessors = int(properties["multiProcessorCount"])
         self.compute_capability = (int(properties["major"]), int(properties["minor"]))
+        self.dependent_launch = dependent_launch.find(self.compute_capability)
         self._functions: dict[tuple[str, str], Any] = {}
         self._staging: list[tuple[NDArray[np.uint8], int, Any]] = []
         self._next_staging = 0
@@ -101,6 +103,17 @@ class CuPyDevice:
         target = self._empty(array.shape, array.dtype)
         self.copy(target, array)
         return target
+
+    def repeat(self, block: NDArray[np.uint8], n_bytes: int) -> DeviceArray:
+        array = self._empty((n_bytes,), np.uint8)
+        done = min(block.size, n_bytes)
+        self.copy(array[:done], block[:done])
+        while done < n_bytes:  # what is there, copied behind itself
+            n = min(done, n_bytes - done)
+            place = array.data.ptr
+            self.cupy.cuda.runtime.memcpyAsync(place + done, place, n, DEVICE_TO_DEVICE, self.stream.ptr)
+            done += n
+        return array
 
     def _empty(self, shape: Sequence[int], dtype: DTypeLike) -> DeviceArray:
         assert not self._capturing, "an allocation while a graph is captured"
@@ -162,11 +175,20 @@ class CuPyDevice:
             function = self._functions[key] = self.compile(family, instance)
         stream = self.stream
 
-        def launch(grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared_memory: int = 0) -> None:
+        def launch(
+            grid: tuple[int, ...],
+            block: tuple[int, ...],
+            args: Sequence[Any],
+            shared_memory: int = 0,
+            dependent: bool = False,
+        ) -> None:
             assert shared_memory <= DEFAULT_SHARED_MEMORY, "more shared memory than a kernel has by default"
             self.use()
-            # CuPy takes None for an argument that is missing, not for a null pointer
-            function(grid, block, tuple(np.uint64(0) if a is None else a for a in args), shared_memory, stream)
+            if dependent and self.dependent_launch:
+                self.dependent_launch(function.ptr, grid, block, args, shared_memory, stream.ptr)
+            else:
+                # CuPy takes None for an argument that is missing, not for a null pointer
+                function(grid, block, tuple(np.uint64(0) if a is None else a for a in args), shared_memory, stream)
 
         return launch
 

@@ -17,9 +17,23 @@ from numpy.typing import DTypeLike, NDArray
 # GPU; numpy.ndarray in the emulator.
 DeviceArray = Any
 
-# Loads of one launch: (grid, block, arguments, bytes of dynamic shared memory). Arguments are device arrays (passed as
-# pointers), NumPy scalars of the exact C type, or None for a null pointer.
-Launch = Callable[[tuple[int, ...], tuple[int, ...], Sequence[Any], int], None]
+
+class Launch(Protocol):
+    """A kernel, ready to be launched."""
+
+    def __call__(
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Sequence[Any],
+        shared_memory: int = 0,
+        dependent: bool = False,
+    ) -> None:
+        """args: device arrays (passed as pointers), NumPy scalars of the exact C type, or None for a null pointer.
+
+        shared_memory: bytes of dynamic shared memory. dependent: the kernel waits for the one before it by itself
+        (wait_for_previous_kernel of kernels/ptx.cuh), so it may begin earlier where the GPU can do that.
+        """
 
 
 class Event(Protocol):
@@ -43,6 +57,10 @@ class Device(Protocol):
 
     def upload(self, array: NDArray[Any]) -> DeviceArray:
         """A new device array with a copy of ``array``."""
+        ...
+
+    def repeat(self, block: NDArray[np.uint8], n_bytes: int) -> DeviceArray:
+        """A new array of n_bytes: ``block`` again and again, copied on the device."""
         ...
 
     def copy(self, target: DeviceArray, array: NDArray[Any]) -> None:

@@ -14,21 +14,28 @@ from pathlib import Path
 
 from llamagpu.errors import LlamaGPUError
 
-WEIGHTS = ("F32", "F16", "Q8", "Q8Flat")  # structs of kernels/weights.cuh
+FLOATS = ("F32", "F16")  # structs of kernels/weights.cuh
+TILES = tuple(f"Q{bits}{kind}" for bits in (4, 8) for kind in ("", "Short", "Shortest", "F"))  # of kernels/tiles.cuh
+WEIGHTS = FLOATS + TILES
 KV_TYPES = ("float", "__half")
-MAX_COLUMNS = {"F32": 8, "F16": 8, "Q8": 8, "Q8Flat": 1}  # of one pass over the weights
+COLUMNS = {**dict.fromkeys(FLOATS, (1, 2, 4, 8)), **dict.fromkeys(TILES, (4, 8))}  # of one pass over the weights
 ROWS = (1, 2, 4, 8)  # queries of one attention block
 
+PRODUCTS = tuple(f"{w}, {c}" for w in WEIGHTS for c in COLUMNS[w])
 INSTANCES: dict[str, tuple[str, ...]] = {
     "embedding": tuple(f"embedding<{w}>" for w in WEIGHTS),
     "rmsnorm": ("add_rmsnorm",),
-    "linear": tuple(f"linear<{w}, {c}>" for w in WEIGHTS for c in range(1, MAX_COLUMNS[w] + 1)),
+    "linear": tuple(f"{kernel}<{product}>" for kernel in ("linear", "linear_add") for product in PRODUCTS),
     "qkv_rope": tuple(
-        f"qkv_rope<{w}, {kv}, {c}>" for w in WEIGHTS for kv in KV_TYPES for c in range(1, MAX_COLUMNS[w] + 1)
+        f"qkv_rope<{w}, {kv}, {c}>"
+        for w in WEIGHTS
+        for kv in (KV_TYPES if w in FLOATS else ("__half",))
+        for c in COLUMNS[w]
     ),
     "attention": (*(f"attention_split<{kv}, {rows}>" for kv in KV_TYPES for rows in ROWS), "attention_merge"),
-    "gate_up": tuple(f"gate_up<{w}, {c}>" for w in WEIGHTS for c in range(1, MAX_COLUMNS[w] + 1)),
+    "gate_up": tuple(f"gate_up<{product}>" for product in PRODUCTS),
     "split_halves": ("split_halves",),
+    "split_bf16": ("split_bf16",),
     "linear_prompt": tuple(f"linear_prompt<{w}>" for w in WEIGHTS),
     "rope": tuple(f"rope_append<{kv}>" for kv in KV_TYPES),
     "swiglu": ("swiglu",),

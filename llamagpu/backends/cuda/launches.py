@@ -7,28 +7,41 @@ otherwise. Results are written into the array that is named last.
 from __future__ import annotations
 
 from llamagpu.backends.cuda.device import Device, DeviceArray, f32, i32
-from llamagpu.backends.cuda.kernels import MAX_COLUMNS, ROWS
+from llamagpu.backends.cuda.kernels import COLUMNS, ROWS
 from llamagpu.backends.cuda.matrix import DeviceMatrix, padded
+from llamagpu.backends.cuda.vectors import Target, Vectors
 from llamagpu.config import ModelConfig
 
 WARPS_PER_BLOCK = 4  # kernels/dot.cuh
+TILE_WARPS, TILE_ROWS = 8, 16  # kernels/tiles.cuh
 EMBEDDING_THREADS = 128
 RMSNORM_THREADS = 256
 ATTENTION_THREADS = 128
 ATTENTION_TILE = 64
 MERGE_THREADS = 64
 SPLIT_THREADS = 256
+SPLIT_BF16_THREADS = 128
 PROMPT_THREADS, PROMPT_TILE = 128, 64
 ROPE_THREADS = 128
 SWIGLU_THREADS = 128
 KV_NAMES = {"float32": "float", "float16": "__half"}  # in C++
 
 
-def embedding(device: Device, table: DeviceMatrix, tokens: DeviceArray, n: int, x: DeviceArray) -> None:
-    """x = rows ``tokens`` (int32 [n]) of the table."""
+def weights(w: DeviceMatrix) -> tuple[object, ...]:
+    return w.data, w.params, i32(w.group_shift)
+
+
+def normed(x: Vectors) -> tuple[object, ...]:
+    return x.data, x.squares, i32(x.n_squares), f32(x.eps)
+
+
+def embedding(
+    device: Device, table: DeviceMatrix, tokens: DeviceArray, n: int, x: DeviceArray, target: Target
+) -> None:
+    """x = rows ``tokens`` (int32 [n]) of the table; x * norm to the target, where it wants squares."""
     launch = device.kernel("embedding", f"embedding<{table.kind}>")
-    args = (table.data, table.scales, i32(table.group_size), tokens, x, i32(table.in_features))
-    launch((n,), (EMBEDDING_THREADS,), args, 0)
+    out = (x, target.norm, target.rows, target.split, target.place, target.squares)
+    launch((n,), (EMBEDDING_THREADS,), (*weights(table), table.perm, tokens, *out, i32(table.in_features)), 0)
 
 
 def add_rmsnorm(
@@ -46,37 +59,51 @@ def add_rmsnorm(
     launch((n,), (RMSNORM_THREADS,), (x, delta, weight, y, i32(dim), f32(eps)), 0)
 
 
-def columns_of(n: int, kind: str) -> tuple[int, int]:
-    """Columns of one pass over the weights, and the number of passes."""
-    columns = min(n, MAX_COLUMNS[kind])
-    return columns, -(-n // columns)
+def shape_of(w: DeviceMatrix, n: int) -> tuple[int, tuple[int, int], tuple[int]]:
+    """Columns of one pass over the weights; grid; block."""
+    columns = next((columns for columns in COLUMNS[w.kind] if columns >= n), COLUMNS[w.kind][-1])
+    pairs, threads = (TILE_ROWS, TILE_WARPS * 32) if w.tiled else (WARPS_PER_BLOCK, WARPS_PER_BLOCK * 32)
+    return columns, (-(-w.out_features // (2 * pairs)), -(-n // columns)), (threads,)
 
 
-def linear(device: Device, w: DeviceMatrix, x: DeviceArray, n: int, y: DeviceArray) -> None:
-    """y = x @ w.T"""
-    columns, passes = columns_of(n, w.kind)
+def n_squares(w: DeviceMatrix) -> int:
+    """Sums of squares that ``linear_add`` leaves per column."""
+    return shape_of(w, 1)[1][0]
+
+
+def linear(
+    device: Device, w: DeviceMatrix, x: Vectors, n: int, y: DeviceArray, y_width: int, first: int = 0, step: int = 1
+) -> None:
+    """y[:, first + step * o] = output o of norm(x) @ w.T; y is float32 [n, padded(y_width)]."""
+    columns, grid, block = shape_of(w, n)
+    sizes = (y_width, first, step, w.in_features, w.out_features, n)
     launch = device.kernel("linear", f"linear<{w.kind}, {columns}>")
-    grid = (-(-w.out_features // (2 * WARPS_PER_BLOCK)), passes)
-    sizes = (i32(w.in_features), i32(w.out_features), i32(n))
-    launch(grid, (WARPS_PER_BLOCK * 32,), (w.data, w.scales, i32(w.group_size), x, y, *sizes), 0)
+    launch(grid, block, (*weights(w), *normed(x), y, *map(i32, sizes)), 0, True)
 
 
-def gate_up(device: Device, gate: DeviceMatrix, up: DeviceMatrix, x: DeviceArray, n: int, y: DeviceArray) -> None:
-    """y = silu(x @ gate.T) * (x @ up.T)"""
-    columns, passes = columns_of(n, gate.kind)
-    launch = device.kernel("gate_up", f"gate_up<{gate.kind}, {columns}>")
-    grid = (-(-gate.out_features // WARPS_PER_BLOCK), passes)
-    weights = (gate.data, gate.scales, up.data, up.scales, i32(gate.group_size))
-    sizes = (i32(gate.in_features), i32(gate.out_features), i32(n))
-    launch(grid, (WARPS_PER_BLOCK * 32,), (*weights, x, y, *sizes), 0)
+def linear_add(device: Device, w: DeviceMatrix, x: Vectors, n: int, residual: DeviceArray, target: Target) -> None:
+    """residual += x @ w.T; residual * norm to the target, and the squares of the residual."""
+    columns, grid, block = shape_of(w, n)
+    out = (residual, target.norm, target.rows, target.split, target.place, target.squares)
+    sizes = (w.in_features, w.out_features, n)
+    launch = device.kernel("linear", f"linear_add<{w.kind}, {columns}>")
+    launch(grid, block, (*weights(w), x.data, *out, *map(i32, sizes)), 0, True)
+
+
+def gate_up(device: Device, w: DeviceMatrix, x: Vectors, n: int, target: Target) -> None:
+    """silu(gate) * up to the target, where outputs 2o and 2o + 1 of norm(x) @ w.T are those of row o of gate and up."""
+    columns, grid, block = shape_of(w, n)
+    out = (target.rows, target.split, target.place)
+    sizes = (w.in_features, w.out_features // 2, n)
+    launch = device.kernel("gate_up", f"gate_up<{w.kind}, {columns}>")
+    launch(grid, block, (*weights(w), *normed(x), *out, *map(i32, sizes)), 0, True)
 
 
 def qkv_rope(
     device: Device,
-    wq: DeviceMatrix,
-    wk: DeviceMatrix,
-    wv: DeviceMatrix,
-    x: DeviceArray,
+    w: DeviceMatrix,
+    x: Vectors,
+    bias: DeviceArray | None,
     angles: DeviceArray,
     position: DeviceArray,
     n: int,
@@ -85,23 +112,38 @@ def qkv_rope(
     values: DeviceArray,
     q: DeviceArray,
 ) -> None:
-    """q = rope(x @ wq.T); k and v go to keys, values [n_kv_heads, capacity, padded(head_dim)] at *position."""
-    columns, passes = columns_of(n, wq.kind)
+    """q = rope(norm(x) @ wq.T); k and v go to keys, values [n_kv_heads, capacity, padded(head_dim)] at *position.
+
+    w: the rows of wq, wk, wv in the order of kernels/rope.cuh.
+    """
+    columns, grid, block = shape_of(w, n)
     kv_type = KV_NAMES[keys.dtype.name]
-    launch = device.kernel("qkv_rope", f"qkv_rope<{wq.kind}, {kv_type}, {columns}>")
-    n_pairs = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim // 2
-    weights = (wq.data, wq.scales, wk.data, wk.scales, wv.data, wv.scales, i32(wq.group_size))
-    sizes = (wq.in_features, n, config.n_heads, config.n_kv_heads, config.head_dim, keys.shape[1])
+    sizes = (w.in_features, n, config.n_heads, config.n_kv_heads, config.head_dim, keys.shape[1])
     half_split = config.rope_layout == "half_split"
-    args = (*weights, x, angles, position, q, keys, values, *map(i32, sizes), i32(half_split))
-    launch((-(-n_pairs // WARPS_PER_BLOCK), passes), (WARPS_PER_BLOCK * 32,), args, 0)
+    args = (*weights(w), *normed(x), bias, angles, position, q, keys, values, *map(i32, sizes), i32(half_split))
+    device.kernel("qkv_rope", f"qkv_rope<{w.kind}, {kv_type}, {columns}>")(grid, block, args, 0, True)
+
+
+def split_bf16(
+    device: Device, x: DeviceArray, width: int, n: int, split: DeviceArray, place: DeviceArray | None
+) -> None:
+    """x as quantised weights read it: split uint16 [n, 2 * tiled(width)]."""
+    grid = (-(-width // SPLIT_BF16_THREADS), n)
+    device.kernel("split_bf16", "split_bf16")(grid, (SPLIT_BF16_THREADS,), (x, split, place, i32(width)), 0)
 
 
 def split_halves(
-    device: Device, x: DeviceArray, dim: int, n: int, high: DeviceArray, low: DeviceArray, inverse_scales: DeviceArray
+    device: Device,
+    x: DeviceArray,
+    dim: int,
+    n: int,
+    high: DeviceArray,
+    low: DeviceArray,
+    inverse_scales: DeviceArray,
+    place: DeviceArray | None = None,
 ) -> None:
     """(high + low) * inverse_scales = x, to about 22 bits. high, low: float16, as x; inverse_scales: float32 [n]."""
-    args = (x, high, low, inverse_scales, i32(dim))
+    args = (x, high, low, inverse_scales, place, i32(dim))
     device.kernel("split_halves", "split_halves")((n,), (SPLIT_THREADS,), args, 0)
 
 
@@ -113,19 +155,21 @@ def linear_prompt(
     inverse_scales: DeviceArray,
     n: int,
     y: DeviceArray,
+    y_width: int,
+    first: int = 0,
+    step: int = 1,
 ) -> None:
-    """y = x @ w.T with x as split_halves gives it, on tensor cores."""
+    """As ``linear``, with x as split_halves gives it, for many columns on tensor cores."""
     launch = device.kernel("linear_prompt", f"linear_prompt<{w.kind}>")
     grid = (-(-w.out_features // PROMPT_TILE), -(-n // PROMPT_TILE))
-    sizes = (i32(w.in_features), i32(w.out_features), i32(n))
-    args = (w.data, w.scales, i32(w.group_size), high, low, inverse_scales, y, *sizes)
-    launch(grid, (PROMPT_THREADS,), args, 0)
+    sizes = (y_width, first, step, w.in_features, w.out_features, n)
+    launch(grid, (PROMPT_THREADS,), (*weights(w), high, low, inverse_scales, y, *map(i32, sizes)), 0)
 
 
 def rope_append(
     device: Device,
-    k: DeviceArray,
-    v: DeviceArray,
+    qkv: DeviceArray,
+    bias: DeviceArray | None,
     angles: DeviceArray,
     position: DeviceArray,
     n: int,
@@ -134,18 +178,18 @@ def rope_append(
     values: DeviceArray,
     q: DeviceArray,
 ) -> None:
-    """Turn q, in place, and k; k and v go to keys, values [n_kv_heads, capacity, padded(head_dim)] at *position."""
+    """What qkv_rope does after its products, which are qkv, in the order of pairs."""
     launch = device.kernel("rope", f"rope_append<{KV_NAMES[keys.dtype.name]}>")
     n_pairs = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim // 2
     sizes = (config.n_heads, config.n_kv_heads, config.head_dim, keys.shape[1], config.rope_layout == "half_split")
-    args = (q, k, v, angles, position, keys, values, *map(i32, sizes))
+    args = (qkv, bias, angles, position, q, keys, values, *map(i32, sizes))
     launch((-(-n_pairs // ROPE_THREADS), n), (ROPE_THREADS,), args, 0)
 
 
-def swiglu(device: Device, gate: DeviceArray, up: DeviceArray, width: int, n: int, y: DeviceArray) -> None:
-    """y = silu(gate) * up; y may be gate."""
-    grid = (-(-padded(width) // (4 * SWIGLU_THREADS)), n)
-    device.kernel("swiglu", "swiglu")(grid, (SWIGLU_THREADS,), (gate, up, y, i32(width)), 0)
+def swiglu(device: Device, gate_up: DeviceArray, width: int, n: int, y: DeviceArray) -> None:
+    """y = silu(gate) * up; gate_up float32 [n, padded(2 * width)] has them in turn."""
+    grid = (-(-width // SWIGLU_THREADS), n)
+    device.kernel("swiglu", "swiglu")(grid, (SWIGLU_THREADS,), (gate_up, y, i32(width)), 0)
 
 
 def attention_rows(n: int, config: ModelConfig) -> int:
@@ -154,14 +198,15 @@ def attention_rows(n: int, config: ModelConfig) -> int:
     return next((rows for rows in ROWS if rows >= n_rows), ROWS[-1])
 
 
-def attention_splits(device: Device, n: int, capacity: int, config: ModelConfig) -> int:
-    """Blocks that share the keys of one row: enough to fill the GPU twice, none without a tile in a full cache."""
+def attention_splits(device: Device, n: int, limit: int, config: ModelConfig) -> int:
+    """Blocks that share the keys of one row: enough to fill the GPU twice, none without a tile where
+    ``limit`` positions are filled."""
     n_blocks = -(-n * config.n_heads // config.n_kv_heads // attention_rows(n, config)) * config.n_kv_heads
     wanted = -(-2 * device.n_multiprocessors // n_blocks)
-    return max(1, min(wanted, -(-capacity // ATTENTION_TILE)))
+    return max(1, min(wanted, -(-limit // ATTENTION_TILE)))
 
 
-def attention(
+def attention_split(
     device: Device,
     q: DeviceArray,
     keys: DeviceArray,
@@ -172,11 +217,10 @@ def attention(
     config: ModelConfig,
     partial: DeviceArray,
     stats: DeviceArray,
-    out: DeviceArray,
 ) -> None:
-    """Causal attention of the n tokens at *position over the cache, which already holds theirs.
+    """Causal attention of the n tokens at *position over the cache, which already holds theirs, in n_splits parts.
 
-    Scratch: partial float32 [n_splits, n, n_heads, padded(head_dim)]; stats float32 [n_splits, n, n_heads, 2].
+    partial float32 [n_splits, n, n_heads, padded(head_dim)]; stats float32 [n_splits, n, n_heads, 2].
     """
     rows = attention_rows(n, config)
     kv_type = KV_NAMES[keys.dtype.name]
@@ -191,7 +235,20 @@ def attention(
     sizes = map(i32, (n, n_heads, n_kv_heads, head_dim, keys.shape[1], lanes_per_key))
     args = (q, keys, values, position, partial, stats, *sizes, f32(head_dim**-0.5))
     launch = device.kernel("attention", f"attention_split<{kv_type}, {rows}>")
-    launch(grid, (ATTENTION_THREADS,), args, 4 * shared_floats)
+    launch(grid, (ATTENTION_THREADS,), args, 4 * shared_floats, True)
+
+
+def attention_merge(
+    device: Device,
+    partial: DeviceArray,
+    stats: DeviceArray,
+    n: int,
+    n_splits: int,
+    config: ModelConfig,
+    target: Target,
+) -> None:
+    """The parts put together: [n, n_heads * head_dim] to the target."""
+    out = (target.rows, target.split, target.place)
+    sizes = map(i32, (n_splits, n, config.n_heads, config.head_dim))
     launch = device.kernel("attention", "attention_merge")
-    args = (partial, stats, out, i32(n_splits), i32(n), i32(n_heads), i32(head_dim))
-    launch((n * n_heads,), (MERGE_THREADS,), args, 0)
+    launch((n * config.n_heads,), (MERGE_THREADS,), (partial, stats, *out, *sizes), 0, True)
