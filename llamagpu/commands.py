@@ -13,14 +13,14 @@ import numpy as np
 
 from llamagpu import __version__
 from llamagpu.backends.cuda.kernels import kernel_folder
-from llamagpu.checkpoint import Checkpoint
+from llamagpu.checkpoint import Checkpoint, Tensor
 from llamagpu.devices import choose_device, cpu_description, peak_memory_bytes, why_no_gpu
 from llamagpu.errors import LlamaGPUError, UsageError, printable
 from llamagpu.formats import is_model, native, open_checkpoint
 from llamagpu.generation import MAX_TOKENS, Generation
 from llamagpu.gpu_driver import count_gpus
 from llamagpu.llm import DEMO, find_tokenizer, load, model_path
-from llamagpu.quantization import Int8Matrix
+from llamagpu.quantization import AffineQuant
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, write_text
 from llamagpu.tokenizers import open_spec, read_spec
@@ -197,17 +197,23 @@ def weight_types(checkpoint: Checkpoint) -> str:
     """Such as "int8 x 36 tensors, float32 x 11"."""
     counts: dict[str, int] = {}
     for tensor in checkpoint.tensors.values():
-        kind = "int8" if isinstance(tensor, Int8Matrix) else str(tensor.dtype)
+        kind = type_name(tensor)
         counts[kind] = counts.get(kind, 0) + 1
     return ", ".join(f"{kind} x {n}" for kind, n in sorted(counts.items(), key=lambda item: -item[1]))
 
 
+def type_name(tensor: Tensor) -> str:
+    """What people call the type of a weight."""
+    if isinstance(tensor, AffineQuant):
+        group = "row" if tensor.group_size == tensor.shape[1] else str(tensor.group_size)
+        return f"{tensor.bits}-bit (group {group})"
+    return str(tensor.dtype) if isinstance(tensor, np.ndarray) else "int8"
+
+
 def cpu_weight_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of the weights on the CPU backend, which widens float16."""
-    return sum(
-        tensor.nbytes * (2 if not isinstance(tensor, Int8Matrix) and tensor.dtype == np.float16 else 1)
-        for tensor in checkpoint.tensors.values()
-    )
+    widened = (isinstance(t, np.ndarray) and t.dtype == np.float16 for t in checkpoint.tensors.values())
+    return sum(t.nbytes * (2 if wide else 1) for t, wide in zip(checkpoint.tensors.values(), widened, strict=True))
 
 
 def convert(src: str, out: str, *, tokenizer: str | None = None, force: bool = False) -> None:

@@ -191,23 +191,30 @@ def both(checkpoint: Checkpoint, device: Device) -> tuple[LLM, LLM]:
     return cpu, cuda
 
 
+# seeds of models whose 64 tokens are clear choices: their two best logits are never near one another
+SEEDS: dict[tuple[RopeLayout, bool], int] = {
+    ("interleaved", False): 2, ("interleaved", True): 1, ("half_split", False): 1, ("half_split", True): 3
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("act_order", [False, True], ids=["in order", "act-order"])
 @pytest.mark.parametrize("layout", ["interleaved", "half_split"])
 def test_a_random_4_bit_model(act_order: bool, layout: RopeLayout, device: Device) -> None:
     config = ModelConfig("llama", 96, 168, 2, 6, 2, 16, 300, 128, rope_layout=layout)
-    generator = np.random.default_rng(3)
-    tensors = {
-        name: (generator.standard_normal(shape, np.float32) * (0.2 if len(shape) == 2 else 0) + (len(shape) == 1))
-        for name, shape in llama_shapes(config).items()
-    }
-    tensors["tok_embeddings.weight"] *= 5
+    generator = np.random.default_rng(SEEDS[layout, act_order])
+    tensors: dict[str, Any] = {}
+    for name, shape in llama_shapes(config).items():
+        scale = 0.0 if len(shape) == 1 else 0.1 if name.startswith("layers") else 0.5
+        tensors[name] = generator.standard_normal(shape, np.float32) * np.float32(scale) + np.float32(len(shape) == 1)
     cpu, cuda = both(quantized(Checkpoint(Path(), "random", config, tensors), 4, act_order, head_bits=4), device)
-    ids = generator.integers(0, 300, 40).tolist()
-    expected, got = cpu.logits(ids), cuda.logits(ids)
-    assert np.square(expected - got).sum() / np.square(expected).sum() < 1e-5
-    runs = [greedy(llm, ids[:5], 64) for llm in (cpu, cuda)]
+    prompt = generator.integers(0, 300, 40).tolist()[:5]
+    runs = [greedy(llm, prompt, 64) for llm in (cpu, cuda)]
     assert runs[0] == runs[1]
-    assert len(set(runs[0])) > 10, "a model that says one thing shows nothing"
+    assert len(set(runs[0])) > 20, "a model that says one thing shows nothing"
+    expected, got = (llm.logits(prompt + runs[0]) for llm in (cpu, cuda))
+    assert np.square(expected - got).sum() / np.square(expected).sum() < 1e-5
+    best = np.sort(expected[4:], axis=1)
+    assert np.abs(expected - got).max() < (best[:, -1] - best[:, -2]).min(), "it might have been luck"
 
 
 def greedy(llm: LLM, prompt: list[int], n_tokens: int) -> list[int]:

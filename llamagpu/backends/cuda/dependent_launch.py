@@ -51,7 +51,8 @@ def find(compute_capability: tuple[int, int]) -> DependentLaunch | None:
 
 def arguments(args: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Values and C types of kernel arguments as the bindings take them."""
-    values, types = [], []
+    values: list[Any] = []
+    types: list[Any] = []
     for arg in args:
         if arg is None:
             values.append(0)
