@@ -22,6 +22,7 @@ from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
 from llamagpu.errors import UsageError
 from llamagpu.quantization import Int8Matrix
+from llamagpu.quantization.random import RandomMatrix
 from llamagpu.sampling import SamplingParams
 
 Floats = NDArray[np.float32]
@@ -62,6 +63,8 @@ class CPUBackend:
 
     def weight(self, tensor: Tensor) -> Weight:
         """float32 is used in place, straight from the mapped file; float16 is widened, since NumPy is slow with it."""
+        if isinstance(tensor, RandomMatrix):
+            return tensor.materialize().astype(np.float32)
         if isinstance(tensor, Int8Matrix) or tensor.dtype == np.float32:
             return tensor
         return tensor.astype(np.float32)

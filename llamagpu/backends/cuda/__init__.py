@@ -23,6 +23,7 @@ from llamagpu.backends.protocol import Forward
 from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
 from llamagpu.errors import LlamaGPUError, UsageError
+from llamagpu.quantization.random import RandomMatrix
 from llamagpu.sampling import DAMAGED_LOGITS, SamplingParams
 
 STEPS_AHEAD = 4  # decode steps that wait on the GPU while the host looks at earlier tokens
@@ -51,6 +52,8 @@ class CUDABackend:
         self._float32_weights = False
 
     def weight(self, tensor: Tensor) -> DeviceMatrix | DeviceArray:
+        if isinstance(tensor, RandomMatrix):
+            tensor = tensor.materialize()
         if len(tensor.shape) == 1:
             assert isinstance(tensor, np.ndarray)
             return upload_vector(self.device, tensor)
