@@ -11,7 +11,7 @@ import numpy as np
 
 from llamagpu.backends.cpu import bandwidth as host
 from llamagpu.backends.cuda import CUDABackend
-from llamagpu.backends.protocol import Backend, KVCache
+from llamagpu.backends.protocol import Backend, KVCache, Weight
 from llamagpu.bench_kernels import KernelRow, kernel_rows
 from llamagpu.checkpoint import Checkpoint
 from llamagpu.config import ModelConfig
@@ -40,7 +40,7 @@ class BenchSettings:
     @property
     def positions(self) -> int:
         """Positions that a model needs for all of it."""
-        return max([*self.contexts, *self.prompts, 1]) + DROPPED_STEPS + self.tokens + STEPS_BEYOND + 1
+        return max([*self.contexts, *self.prompts, 1]) + n_made(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def measure(
         except (LlamaGPUError, MemoryError) as error:
             result.prompt.append(PromptRow(n_tokens, left_out=reason(error)))
     if settings.kernels:
-        measure_kernels(result, model, backend)
+        measure_kernels(result, model, backend, settings.tokens)
     note_memory()
     result.peak_host_bytes = peak_memory_bytes() if peak_is_ours else None
     return result
@@ -160,12 +160,22 @@ def weight_bytes_per_token(model: Llama) -> int:
     """
     weights = [model.norm, model.head, *(weight for layer in model.layers for weight in vars(layer).values())]
     row = 0 if model.config.tied_head else model.embedding.nbytes // model.config.vocab_size
-    return int(row + sum(weight.nbytes for weight in weights))
+    return int(row + sum(stored_bytes(weight) for weight in weights))
+
+
+def stored_bytes(weight: Weight) -> int:
+    """Bytes of a weight as its backend keeps it, which may be as several matrices."""
+    return sum(map(stored_bytes, weight)) if isinstance(weight, tuple) else int(weight.nbytes)
 
 
 def kv_bytes(cache: KVCache, context: int) -> int:
     """Bytes of the keys and values of ``context`` positions, as the device holds them."""
     return int((cache.keys.nbytes + cache.values.nbytes) // cache.capacity * context)
+
+
+def n_made(n_tokens: int) -> int:
+    """Tokens asked for where n_tokens steps are measured; each step is from one token to the next."""
+    return DROPPED_STEPS + n_tokens + 1 + STEPS_BEYOND
 
 
 def make_cache(backend: Backend, config: ModelConfig, capacity: int) -> KVCache:
@@ -200,14 +210,13 @@ def decode_row(
     Bytes are those at the context itself, though the measured steps see up to DROPPED_STEPS + n_tokens positions more.
     """
     check_positions(model.config, context)
-    n_taken = DROPPED_STEPS + n_tokens + 1
-    cache = make_cache(backend, model.config, context + n_taken + STEPS_BEYOND)
+    cache = make_cache(backend, model.config, context + n_made(n_tokens))
     cache.length = context - 1
     logits = model.forward([1], cache)
     sampler = backend.sampler(GREEDY, model.config.vocab_size)
     times = []
-    made = backend.decode(model.forward, cache, sampler, logits, n_taken + STEPS_BEYOND)
-    for _ in itertools.islice(made, n_taken):
+    made = backend.decode(model.forward, cache, sampler, logits, n_made(n_tokens))
+    for _ in itertools.islice(made, DROPPED_STEPS + n_tokens + 1):
         times.append(time.perf_counter())
         done(int(len(times) > 1))
     note_memory()
@@ -259,7 +268,7 @@ def prompt_row(
     return PromptRow(n, first_token_ms=first * 1e3, tokens_per_s=n / read)
 
 
-def measure_kernels(result: Measured, model: Llama, backend: Backend) -> None:
+def measure_kernels(result: Measured, model: Llama, backend: Backend, n_tokens: int) -> None:
     """The table of kernels, at the first context that was measured. Last of all: it leaves scratch memory changed."""
     measured = [row.context for row in result.decode if row.left_out is None]
     if not isinstance(backend, CUDABackend):
@@ -268,7 +277,7 @@ def measure_kernels(result: Measured, model: Llama, backend: Backend) -> None:
         result.kernels_left_out = "no context was measured"
     else:
         try:
-            result.kernels = kernel_rows(model, backend, measured[0])
+            result.kernels = kernel_rows(model, backend, measured[0], measured[0] + n_made(n_tokens))
             result.kernels_context = measured[0]
         except (LlamaGPUError, MemoryError) as error:
             result.kernels_left_out = reason(error)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -30,16 +31,12 @@ class KernelRow:
 
 @dataclass(frozen=True)
 class Recorded:
+    """One launch: of which kernel, with which arrays among its arguments, and how to do it again."""
+
     family: str
     instance: str
-    launch: Launch
-    grid: tuple[int, ...]
-    block: tuple[int, ...]
-    args: tuple[Any, ...]
-    shared_memory: int
-
-    def again(self) -> None:
-        self.launch(self.grid, self.block, self.args, self.shared_memory)
+    arrays: tuple[Any, ...]
+    again: Callable[[], None]
 
 
 class RecordingDevice:
@@ -55,15 +52,17 @@ class RecordingDevice:
     def kernel(self, family: str, instance: str) -> Launch:
         launch = self.device.kernel(family, instance)
 
-        def noted(grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared_memory: int = 0) -> None:
-            self.recorded.append(Recorded(family, instance, launch, grid, block, tuple(args), shared_memory))
-            launch(grid, block, args, shared_memory)
+        def noted(*call: Any, **named: Any) -> None:
+            arrays = tuple(arg for arg in call[2] if arg is not None and not isinstance(arg, np.generic))
+            again = partial(launch, *call, **named)
+            self.recorded.append(Recorded(family, instance, arrays, again))
+            again()
 
         return noted
 
 
-def kernel_rows(model: Llama, backend: CUDABackend, context: int) -> list[KernelRow]:
-    """The kernels of one decode step at ``context``, in the order of their first launch.
+def kernel_rows(model: Llama, backend: CUDABackend, context: int, capacity: int) -> list[KernelRow]:
+    """The kernels of one decode step at ``context`` of a cache's ``capacity``, in the order of their first launch.
 
     A kernel's launches of one step (a layer each, say) are captured as a graph by themselves and that is timed, so
     kernels are measured back to back, without the gaps and overlaps of a step. Small ones find their data in caches.
@@ -72,7 +71,7 @@ def kernel_rows(model: Llama, backend: CUDABackend, context: int) -> list[Kernel
     recording = RecordingDevice(device)
     backend.device = cast(Device, recording)
     try:
-        cache = backend.kv_cache(model.config, context + 1)
+        cache = backend.kv_cache(model.config, capacity)
         cache.length = context - 1
         logits = model.forward([1], cache)
         sampler = backend.sampler(SamplingParams(temperature=0, seed=0), model.config.vocab_size)
@@ -114,9 +113,7 @@ def launch_bytes(recorded: Recorded, cache: Any, table: Any, context: int) -> in
     the angles of RoPE one position is read; of the embedding, one row.
     """
     total = 0
-    for arg in recorded.args:
-        if arg is None or isinstance(arg, np.generic):
-            continue
+    for arg in recorded.arrays:
         if any(owner(arg) is owner(whole) for whole in (cache.keys, cache.values)):
             total += arg.nbytes * (context if recorded.family.startswith("attention") else 1) // cache.capacity
         elif owner(arg) is owner(cache.angles):

@@ -8,10 +8,12 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from llamagpu import bench_command, bench_kernels, bench_peer
 from llamagpu.backends.cpu import CPUBackend, bandwidth
@@ -19,7 +21,7 @@ from llamagpu.backends.cuda import CUDABackend
 from llamagpu.backends.cuda.cupy_device import CuPyDevice
 from llamagpu.backends.cuda.device import Device as CUDADevice
 from llamagpu.bench import BenchSettings, Measured, measure, weight_bytes_per_token
-from llamagpu.bench_kernels import kernel_rows
+from llamagpu.bench_kernels import Recorded, kernel_rows, launch_bytes
 from llamagpu.bench_peer import Peer, PeerRow, check_peer, run_peer
 from llamagpu.bench_plot import Series, svg
 from llamagpu.bench_report import Subject, report_dict, report_text
@@ -129,21 +131,40 @@ def test_kernel_table() -> None:
     device = EmulatedDevice()
     backend = CUDABackend(device)
     model = Llama(tiny(), backend)
-    at_16 = {row.kernel: row for row in kernel_rows(model, backend, 16)}
-    at_40 = {row.kernel: row for row in kernel_rows(model, backend, 40)}
+
+    def launches(n_tokens: int) -> int:
+        cache = backend.kv_cache(model.config, 20)
+        sampler = backend.sampler(SamplingParams(temperature=0, seed=0), model.config.vocab_size)
+        logits, before = model.forward([1], cache), device.n_launches
+        assert len(list(backend.decode(model.forward, cache, sampler, logits, n_tokens))) == n_tokens
+        return device.n_launches - before
+
+    at_16, at_40 = ({row.kernel: row for row in kernel_rows(model, backend, n, 64)} for n in (16, 40))
     assert backend.device is device
-    # as tests/models/test_llama_on_cuda.py counts the launches of a step
-    assert sum(row.launches for row in at_16.values()) == 1 + 8 * 2 + 2 + 2
+    assert sum(row.launches for row in at_16.values()) == launches(9) - launches(8)
     for row in at_16.values():
         assert row.us > 0
         assert row.gb_per_s == pytest.approx(row.bytes / (row.us * row.launches) / 1e3)
-    # a row of the table, 512 tokens as int32, x
-    assert at_16["embedding<F16>"].bytes == 64 * 2 + 512 * 4 + 64 * 4
-    # weights, x, cos and sin of one position, the position, q, one position of this layer's keys and values
-    qkv = 128 * 64 * 2 + 64 * 4 + 16 * 4 + 4 + 64 * 4 + 2 * 2 * 16 * 2
-    assert at_16["qkv_rope<F16, __half, 1>"].bytes == at_40["qkv_rope<F16, __half, 1>"].bytes == 2 * qkv
-    attention = "attention_split<__half, 2>"
-    assert at_40[attention].bytes - at_16[attention].bytes == (40 - 16) * 2 * TINY_KV_ELEMENTS
+    grown = {name: at_40[name].bytes - at_16[name].bytes for name in at_16}
+    assert sum(grown.values()) == (40 - 16) * 2 * TINY_KV_ELEMENTS
+    assert {name.split("<")[0] for name, n in grown.items() if n} == {"attention_split"}
+    assert sum(row.bytes for row in at_16.values()) == pytest.approx(2 * TINY_WEIGHTS, rel=0.2)
+
+
+def test_bytes_of_a_launch() -> None:
+    """Each array as a whole; of the cache, the angles and the embedding the part that is visited."""
+    keys, values = np.zeros((2, 3, 50, 16), np.float16), np.zeros((2, 3, 50, 16), np.float16)
+    cache = SimpleNamespace(keys=keys, values=values, angles=np.zeros((50, 8), np.float32), capacity=50)
+    data, x = np.zeros((100, 64), np.float16), np.zeros((1, 64), np.float32)
+    table = SimpleNamespace(data=data, out_features=100)
+
+    def n_bytes(family: str, *arrays: NDArray[Any]) -> int:
+        return launch_bytes(Recorded(family, family, arrays, lambda: None), cache, table, 20)
+
+    assert n_bytes("linear", data, x) == 100 * 64 * 2 + 64 * 4
+    assert n_bytes("embedding", data, x) == 64 * 2 + 64 * 4
+    assert n_bytes("attention", x, keys[1], values[1]) == 64 * 4 + 2 * 3 * 20 * 16 * 2
+    assert n_bytes("qkv_rope", x, keys[0], values[0], cache.angles) == 64 * 4 + 2 * 3 * 16 * 2 + 8 * 4
 
 
 def test_timing_kernels_out_of_order_breaks_nothing(device: CUDADevice) -> None:
@@ -156,7 +177,7 @@ def test_timing_kernels_out_of_order_breaks_nothing(device: CUDADevice) -> None:
         return list(backend.decode(model.forward, cache, sampler, model.forward([1, 2, 3], cache), 30))
 
     before = tokens()
-    kernel_rows(model, backend, 8)
+    kernel_rows(model, backend, 8, 9)
     assert tokens() == before
     assert all(0 <= token < 128 for token in before)
 
@@ -326,7 +347,8 @@ def test_command_on_a_gpu(
     for row in report["kernels"]:
         figures = [f"{row['us']:.2f}", str(row["launches"]), f"{row['us'] * row['launches']:.1f}"]
         assert [*row["kernel"].split(), *figures, f"{row['bytes'] / 1e6:.3f}", f"{row['gb_per_s']:.1f}"] in words
-    assert next(line for line in words if line[:1] == ["all"])[1] == "21"
+    launches = sum(row["launches"] for row in report["kernels"])
+    assert next(line for line in words if line[:1] == ["all"])[1] == str(launches)
 
 
 def test_a_model_file(small_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
