@@ -36,8 +36,8 @@ class Subject:
         if self.bits is None:
             return self.checkpoint.format
         groups = f" in groups of {self.group_size}" if self.group_size else ""
-        head = f", head and embedding of {self.head_bits}" if self.head_bits != self.bits else ""
-        return f"random weights of {self.bits} bits{head}{groups}"
+        head = f", head and embedding of {self.head_bits} bits" if self.head_bits != self.bits else ""
+        return f"random weights of {self.bits} bits{groups}{head}"
 
 
 def report_dict(subject: Subject, settings: BenchSettings, measured: Measured, peer: Peer | None) -> dict[str, Any]:
