@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import fire
 
+from llamagpu.bench_command import bench
 from llamagpu.cli_arguments import Command, help_text, normalize, with_converters
 from llamagpu.commands import convert, doctor, info, run, tokenize
 from llamagpu.errors import LlamaGPUError, UsageError, first_line
 
 COMMANDS: dict[str, Command] = {
-    command.__name__: with_converters(command) for command in (run, info, convert, tokenize, doctor)
+    command.__name__: with_converters(command) for command in (run, info, convert, tokenize, bench, doctor)
 }
 
 

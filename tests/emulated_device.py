@@ -7,9 +7,11 @@ copies and kernels that never ran are errors.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -174,6 +176,25 @@ class EmulatedDevice:
 
     def event(self) -> EmulatedEvent:
         return EmulatedEvent()
+
+    def seconds(self, work: Callable[[], None], repeats: int) -> float:
+        """By the host's clock: here the host does the work."""
+        times = []
+        work()
+        for _ in range(repeats):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return median(times)
+
+    def copy_bandwidth(self) -> float:
+        source = np.ones(1 << 20, np.uint8)
+        target = np.zeros_like(source)
+        return 2 * source.nbytes / self.seconds(lambda: np.copyto(target, source), 5)
+
+    def memory_in_use(self) -> int:
+        """Of all arrays ever made: the guard bands are looked at until the end."""
+        return sum(stop - start for _, start, stop in self.allocations.values())
 
     def _not_while_capturing(self, what: str) -> None:
         if self.recorded is not None:

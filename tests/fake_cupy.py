@@ -7,6 +7,7 @@ show that CuPy itself behaves so: that is for a GPU.
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any, Self
@@ -73,13 +74,23 @@ class Stream:
 class Event:
     def __init__(self, disable_timing: bool = False) -> None:
         self.recorded = False
+        self.disable_timing, self.time = disable_timing, 0.0
 
     def record(self, stream: Stream) -> None:
         assert stream.recorded is None, "an event while a graph is captured"
         self.recorded = True
+        self.time = time.perf_counter()
 
     def synchronize(self) -> None:
         pass
+
+
+def elapsed_milliseconds(start: Event, stop: Event) -> float:
+    assert not start.disable_timing, "the time of an event that keeps none"
+    assert not stop.disable_timing, "the time of an event that keeps none"
+    assert start.recorded, "the time of an event that was not recorded"
+    assert stop.recorded, "the time of an event that was not recorded"
+    return 1e3 * (stop.time - start.time)
 
 
 class PinnedMemory:
@@ -143,6 +154,7 @@ def fake_cupy(memory_bytes: int = 1 << 30) -> ModuleType:
         runtime=runtime,
         Stream=Stream,
         Event=Event,
+        get_elapsed_time=elapsed_milliseconds,
         PinnedMemory=PinnedMemory,
         PinnedMemoryPointer=pinned_pointer,
         alloc_pinned_memory=lambda n: pinned_pointer(PinnedMemory(n), 0),
@@ -151,5 +163,8 @@ def fake_cupy(memory_bytes: int = 1 << 30) -> ModuleType:
         set_allocator=lambda allocator: None,
     )
     module = ModuleType("cupy")
-    module.__dict__.update(cuda=cuda, empty=empty, ndarray=Array, RawModule=RawModule)
+    pool = SimpleNamespace(free_all_blocks=lambda: None)
+    module.__dict__.update(
+        cuda=cuda, empty=empty, ndarray=Array, RawModule=RawModule, get_default_memory_pool=lambda: pool
+    )
     return module

@@ -21,15 +21,17 @@ from llamagpu.config import ModelConfig
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.atomic import atomic_write
 from llamagpu.formats.mapped_file import MappedFile
-from llamagpu.quantization import Int8Matrix
+from llamagpu.quantization import AffineQuant, Int8Matrix
 
 FORMAT_VERSION = "1"
 ALIGNMENT = 256
 MAX_HEADER_BYTES = 1 << 24
-MAX_TENSORS = 20 * 1024  # of 1024 layers, the most a config may have, with every matrix as a pair
-DTYPES = {"F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1"}
+MAX_TENSORS = 32 * 1024  # of 1024 layers, the most a config may have, with every matrix as three and a description
+DTYPES = {"F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1", "I32": "<i4"}
+MAX_AXES = 5
 DTYPE_NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 TOKENIZER = "tokenizer"
+AFFINE = "affine"  # of the metadata: bits, group size and shape of each quantised matrix
 CONVERT_AGAIN = "make the file again with: llamagpu convert SRC OUT"
 
 
@@ -61,7 +63,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             raise ModelFormatError(
                 path, name[:80], f"has type {entry['dtype'][:20]}, not one of {', '.join(DTYPES)}", CONVERT_AGAIN
             )
-        if not 1 <= len(entry["shape"]) <= 2 or not all(entry["shape"]):
+        if not 1 <= len(entry["shape"]) <= MAX_AXES or not all(entry["shape"]):
             raise ModelFormatError(path, name[:80], f"has shape {str(entry['shape'])[:40]}", CONVERT_AGAIN)
         start = 8 + header_bytes + entry["data_offsets"][0]
         arrays[name] = file.array(start, DTYPES[entry["dtype"]], tuple(entry["shape"]), name[:80])
@@ -123,8 +125,12 @@ def read_tokenizer(path: Path, metadata: dict[str, str], arrays: dict[str, NDArr
 
 
 def join_quantized(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> dict[str, Tensor]:
-    """Pairs ``X.q`` (int8) and ``X.scales`` (float32, flat) become the Int8Matrix ``X``; the rest must be floats."""
+    """Pairs ``X.q`` (int8) and ``X.scales`` (float32, flat) become the Int8Matrix ``X``; ``X.tiles``, ``X.params`` and
+    perhaps ``X.perm`` the AffineQuant ``X``; the rest must be floats, of one or two axes."""
     tensors: dict[str, Tensor] = {}
+    affine = read_json_object(path, metadata, AFFINE) if AFFINE in metadata else {}
+    for base, fields in affine.items():
+        tensors[base] = join_affine(path, base, fields, arrays)
     for name, array in arrays.items():
         if name.endswith(".q"):
             base = name.removesuffix(".q")
@@ -139,11 +145,37 @@ def join_quantized(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[s
             tensors[base] = Int8Matrix(array, scales, int(group_size))
         elif name.endswith(".scales") and f"{name.removesuffix('.scales')}.q" in arrays:
             continue
-        elif array.dtype in (np.float32, np.float16):
+        elif array.dtype in (np.float32, np.float16) and array.ndim <= 2:
             tensors[name] = array
         else:
-            raise ModelFormatError(path, name[:80], f"has type {array.dtype}, which no weight has", CONVERT_AGAIN)
+            raise ModelFormatError(
+                path, name[:80], f"has type {array.dtype} and {array.ndim} axes, as no weight has", CONVERT_AGAIN
+            )
     return tensors
+
+
+def join_affine(path: Path, base: str, fields: Any, arrays: dict[str, NDArray[Any]]) -> AffineQuant:
+    """One entry of the metadata's "affine" and its arrays, which are taken out of ``arrays``."""
+    try:
+        bits, group_size, shape = fields["bits"], fields["group_size"], fields["shape"]
+        sizes = (bits, group_size, *shape)
+        if len(shape) != 2 or not all(type(n) is int and 0 < n < 1 << 40 for n in sizes):
+            raise ValueError("sizes that no matrix has")
+        tiles, params, perm = (
+            arrays.pop(f"{base}.tiles"),
+            arrays.pop(f"{base}.params"),
+            arrays.pop(f"{base}.perm", None),
+        )
+        if base in arrays or f"{base}.q" in arrays:
+            raise ValueError("the same name twice")
+        if perm is not None and not (
+            perm.dtype == np.int32 and perm.ndim == 1 and np.array_equal(np.sort(perm), np.arange(shape[1]))
+        ):
+            raise ValueError("a perm that is no permutation")
+        return AffineQuant(bits, group_size, (shape[0], shape[1]), tiles, params, perm)
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"is no quantised matrix ({type(error).__name__}: {error})"
+        raise ModelFormatError(path, base[:80], problem, CONVERT_AGAIN) from None
 
 
 def write(path: Path, checkpoint: Checkpoint, on_progress: Callable[[int], None] = lambda n_bytes: None) -> None:
@@ -155,16 +187,26 @@ def write(path: Path, checkpoint: Checkpoint, on_progress: Callable[[int], None]
     metadata = {"llamagpu.format_version": FORMAT_VERSION, "config": json.dumps(checkpoint.config.to_dict())}
     arrays: dict[str, NDArray[Any]] = {}
     group_sizes: set[int] = set()
+    affine: dict[str, Any] = {}
     for name, tensor in checkpoint.tensors.items():
         if isinstance(tensor, Int8Matrix):
             arrays[f"{name}.q"], arrays[f"{name}.scales"] = tensor.q, tensor.scales
             group_sizes.add(tensor.group_size)
-        else:
+        elif isinstance(tensor, AffineQuant):
+            arrays[f"{name}.tiles"], arrays[f"{name}.params"] = tensor.q, tensor.params
+            if tensor.perm is not None:
+                arrays[f"{name}.perm"] = tensor.perm
+            affine[name] = {"bits": tensor.bits, "group_size": tensor.group_size, "shape": tensor.shape}
+        elif isinstance(tensor, np.ndarray):
             arrays[name] = tensor
+        else:
+            raise ValueError("random weights are not kept")
     if len(group_sizes) > 1:
         raise ValueError(f"one group size per file, not {sorted(group_sizes)}")
     for group_size in group_sizes:
         metadata["group_size"] = str(group_size)
+    if affine:
+        metadata[AFFINE] = json.dumps(affine, separators=(",", ":"))
     if checkpoint.tokenizer is not None:
         metadata[TOKENIZER] = checkpoint.tokenizer.kind
         arrays[TOKENIZER] = np.frombuffer(checkpoint.tokenizer.data, np.uint8)

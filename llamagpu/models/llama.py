@@ -48,9 +48,7 @@ class Llama:
             self.layers.append(
                 Layer(
                     attention_norm=load(backend.weight, f"{attention}_norm"),
-                    qkv=load(
-                        backend.qkv, f"{attention}.wq", f"{attention}.wk", f"{attention}.wv", config=self.config
-                    ),
+                    qkv=load(backend.qkv, f"{attention}.wq", f"{attention}.wk", f"{attention}.wv", config=self.config),
                     wo=load(backend.weight, f"{attention}.wo"),
                     ffn_norm=load(backend.weight, f"layers.{i}.ffn_norm"),
                     gate_up=load(backend.gate_up, f"{feed_forward}.w1", f"{feed_forward}.w3"),

@@ -1,6 +1,6 @@
 """AffineQuant: the one quantised matrix of the GPU kernels. GPTQ, AWQ, Q8_0 and their kin are all held as this.
 
-    w[o, j] = scales[o, g(j)] * (q[o, j] - zeros[o, g(j)]),  g(j) = j // group_size,  y[o] = sum over j of w[o, j] x[perm[j]]
+    w[o, j] = scales[o, g] * (q[o, j] - zeros[o, g]), g = j // group_size;  y[o] = sum over j of w[o, j] x[perm[j]]
 
 It is stored as the kernels read it (kernels/tiles.cuh), so a file that holds it goes to the GPU as it is. A tile is 16
 rows by 128 columns; lane 4r + t of a warp holds, of rows r and r + 8 and of each 16 columns, columns 4t to 4t + 3: the
@@ -91,7 +91,9 @@ class AffineQuant:
         """
         out_features, in_features = q.shape
         if scales.shape != zeros.shape or scales.shape != (out_features, -(-in_features // group_size)):
-            raise ValueError(f"scales of {scales.shape}, zeros of {zeros.shape} for {q.shape} in groups of {group_size}")
+            raise ValueError(
+                f"scales of {scales.shape}, zeros of {zeros.shape} for {q.shape} in groups of {group_size}"
+            )
         size = kernel_group_size(group_size, in_features)
         if not size:
             raise ValueError(f"groups of {group_size} are smaller than the kernels' smallest, {SMALLEST_GROUP}")
@@ -155,7 +157,7 @@ def pack_tiles(rows: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
         tiles = rows.reshape(n_tiles, 2, 8, n_blocks, 2, 4, 4, 4).transpose(0, 3, 1, 4, 2, 6, 5, 7)
     else:  # row = 8 h + r, column = 32 i + 16 j + 4 t + 2 p + e; nibble 4 e + 2 j + p
         tiles = rows.reshape(n_tiles, 2, 8, n_blocks, 4, 2, 4, 2, 2).transpose(0, 3, 1, 2, 6, 4, 8, 5, 7)
-        tiles = tiles[..., 0] | tiles[..., 1] << 4
+        tiles = tiles[..., 0] | tiles[..., 1] << np.uint8(4)
     return np.ascontiguousarray(tiles).reshape(n_tiles, n_blocks, -1)
 
 

@@ -39,7 +39,9 @@ def affine_from_gptq(
     group_size = in_features if group_size == -1 else group_size
     groups = -(-in_features // group_size)
     if scales.shape != (groups, out_features) or zeros.shape != scales.shape:
-        raise ValueError(f"qweight of {qweight.shape}, qzeros of {qzeros.shape} and scales of {scales.shape} do not fit")
+        raise ValueError(
+            f"qweight of {qweight.shape}, qzeros of {qzeros.shape} and scales of {scales.shape} do not fit"
+        )
     perm = None
     in_order = np.arange(in_features) // group_size
     if g_idx is not None and not np.array_equal(g_idx, in_order):

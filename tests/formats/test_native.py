@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors import safe_open
 
 from llamagpu.checkpoint import Checkpoint, TokenizerSpec
-from llamagpu.errors import UsageError
+from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import native, open_checkpoint
 from llamagpu.formats.atomic import atomic_write
-from llamagpu.quantization import Int8Matrix
+from llamagpu.quantization import AffineQuant, Int8Matrix
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes, v2_bytes
 
 
@@ -55,6 +57,76 @@ def test_float16_weights_stay_float16(tmp_path: Path) -> None:
     for name, half in halves.items():
         np.testing.assert_array_equal(np.asarray(after.tensors[name]), half)
         assert after.tensors[name].dtype == np.float16  # type: ignore[union-attr]
+
+
+def affine_source(tmp_path: Path) -> Checkpoint:
+    """4-bit layers, one of them with act-order."""
+    before = source(tmp_path, quantized=False)
+    tensors = dict(before.tensors)
+    for i, (name, tensor) in enumerate(before.tensors.items()):
+        if len(tensor.shape) == 2:
+            generator = np.random.default_rng(i)
+            n_groups = -(-tensor.shape[1] // 16)
+            scales = generator.random((tensor.shape[0], n_groups)).astype(np.float16)
+            perm = generator.permutation(tensor.shape[1]) if i % 3 == 0 else None
+            q = generator.integers(0, 16, tensor.shape)
+            tensors[name] = AffineQuant.pack(q, scales, np.full(scales.shape, 8), 4, 16, perm)
+    return Checkpoint(before.path, "", before.config, tensors)
+
+
+def test_quantised_matrices_are_read_back_in_place(tmp_path: Path) -> None:
+    before = affine_source(tmp_path)
+    native.write(tmp_path / "model.bin", before)
+    after = open_checkpoint(tmp_path / "model.bin")
+    for name, tensor in before.tensors.items():
+        read = after.tensors[name]
+        assert type(read) is type(tensor) or isinstance(read, np.ndarray)
+        if isinstance(tensor, AffineQuant):
+            assert isinstance(read, AffineQuant)
+            assert (read.bits, read.group_size, read.shape) == (tensor.bits, tensor.group_size, tensor.shape)
+            np.testing.assert_array_equal(read.dequantize(), tensor.dequantize())
+            assert read.q.base is not None, "a view into the mapped file"
+            assert (read.perm is None) == (tensor.perm is None)
+            if tensor.perm is not None:
+                np.testing.assert_array_equal(np.asarray(read.perm), tensor.perm)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda entry: entry.update(bits=5), "5 bits"),
+        (lambda entry: entry.update(group_size=48), "group size 48"),
+        (lambda entry: entry.update(shape=[1 << 39, 16]), "does not hold"),
+        (lambda entry: entry.update(shape=[16]), "sizes"),
+        (lambda entry: entry.update(shape=[16, -16]), "sizes"),
+        (lambda entry: entry.update(shape="ab"), "sizes"),
+        (lambda entry: entry.pop("bits"), "KeyError"),
+    ],
+)
+def test_a_false_description_of_a_quantised_matrix(change: Any, problem: str, tmp_path: Path) -> None:
+    native.write(tmp_path / "model.bin", affine_source(tmp_path))
+    raw = (tmp_path / "model.bin").read_bytes()
+    length = struct.unpack_from("<Q", raw)[0]
+    header = json.loads(raw[8 : 8 + length])
+    described = json.loads(header["__metadata__"]["affine"])
+    change(described["layers.0.attention.wk.weight"])
+    header["__metadata__"]["affine"] = json.dumps(described)
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % 256)
+    (tmp_path / "model.bin").write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
+    with pytest.raises(ModelFormatError, match=f"layers.0.attention.wk.weight.*{problem}"):
+        open_checkpoint(tmp_path / "model.bin")
+
+
+def test_a_perm_that_is_none(tmp_path: Path) -> None:
+    before = affine_source(tmp_path)
+    name = next(n for n, t in before.tensors.items() if isinstance(t, AffineQuant) and t.perm is not None)
+    tensor = before.tensors[name]
+    assert isinstance(tensor, AffineQuant)
+    broken = replace(tensor, perm=np.zeros(tensor.shape[1], np.int32))
+    native.write(tmp_path / "model.bin", replace(before, tensors={**before.tensors, name: broken}))
+    with pytest.raises(ModelFormatError, match="no permutation"):
+        open_checkpoint(tmp_path / "model.bin")
 
 
 def test_any_safetensors_tool_can_read_it(tmp_path: Path) -> None:

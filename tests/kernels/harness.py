@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llamagpu.backends.cuda.device import Device, DeviceArray
 from llamagpu.backends.cpu.split_bf16 import joined, place_in_split, split_bf16
+from llamagpu.backends.cuda.device import Device, DeviceArray
 from llamagpu.backends.cuda.matrix import DeviceMatrix, padded, tile_kind, tiled
 from llamagpu.backends.cuda.vectors import Target, Vectors
 from llamagpu.checkpoint import Tensor

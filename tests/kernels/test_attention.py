@@ -27,7 +27,14 @@ from tests.kernels.test_qkv_rope import DTYPES, heads
 
 
 def case(
-    kv: str, config: ModelConfig, n: int, start: int, n_splits: int, scale: float = 1.0, spare: int = 5, form: str = "rows"
+    kv: str,
+    config: ModelConfig,
+    n: int,
+    start: int,
+    n_splits: int,
+    scale: float = 1.0,
+    spare: int = 5,
+    form: str = "rows",
 ) -> Case:
     n_keys, capacity, head_dim = start + n, start + n + spare, config.head_dim
     q = random(n, config.q_dim) * np.float32(scale)
@@ -60,7 +67,9 @@ def case(
         return {"out": attention(queries, keys.astype(np.float32), values.astype(np.float32), start)}
 
     name = f"{kv} {config.n_heads}/{config.n_kv_heads} heads of {head_dim} n={n} at {start} splits {n_splits}"
-    return Case(name + f" scale {scale:g}" * (scale != 1) + " to halves" * (form == "split"), run, twin, tolerance_of(kv))
+    return Case(
+        name + f" scale {scale:g}" * (scale != 1) + " to halves" * (form == "split"), run, twin, tolerance_of(kv)
+    )
 
 
 # (start, splits) of one new token: first position, less and more than a tile, whole tiles, more splits than tiles

@@ -110,7 +110,9 @@ CASES += [
 ]
 CASES += [case(weight(kind, 13, 65), n) for kind in WEIGHTS for n in (9, 16, 19)]
 CASES += [case(weight(kind, 35, 300), n, n_squares) for kind in WEIGHTS for n, n_squares in ((1, 1), (3, 40), (8, 2))]
-CASES += [case(weight(kind, 21, 64), n, 0, first, step) for kind in WEIGHTS for n, first, step in ((1, 5, 1), (3, 1, 2))]
+CASES += [
+    case(weight(kind, 21, 64), n, 0, first, step) for kind in WEIGHTS for n, first, step in ((1, 5, 1), (3, 1, 2))
+]
 CASES += [case(weight("F16", 5, 4096), 1), case(weight("F32", 4, 2048), 1), case(weight("F16", 300, 32), 2)]
 CASES += [case(weight("Q4", 32, 4096), 1), case(weight("Q4", 4, 11008), 1), case(weight("Q8", 3, 4096), 2)]
 CASES += [

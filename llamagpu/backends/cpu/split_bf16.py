@@ -9,7 +9,7 @@ TILE_COLUMNS = 128
 
 
 def place_in_split(k: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Where number k stands among its row's: among each 32, k % 32 = 16 half + 4 lane + e stands at 8 lane + 4 half + e."""
+    """Where number k stands in its row: of each 32, number 16 half + 4 lane + e stands at 8 lane + 4 half + e."""
     return k & ~31 | (k & 12) << 1 | (k & 16) >> 2 | k & 3
 
 

@@ -30,7 +30,8 @@ class CUDACache:
 
     position: int32 [1], positions filled, as kernels see it; ``length`` is the host's count. The two agree except while
     tokens are decoded ahead of the host. tokens: int32 [MAX_PROMPT_CHUNK], the tokens of a call; the first is where the
-    sampler puts the next one. limit: the bucket of what is launched now. angles: float32 [capacity, head_dim], cos then sin of RoPE.
+    sampler puts the next one. limit: the bucket of what is launched now. angles: float32 [capacity, head_dim], cos then
+    sin of RoPE.
     """
 
     def __init__(self, device: Device, config: ModelConfig, capacity: int, dtype: DTypeLike) -> None:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from llamagpu.backends.cuda.kernels import source
 from llamagpu.errors import DeviceError, LlamaGPUError, first_line
 
 STAGING_BYTES = 32 << 20  # of each of two pinned buffers: one is filled while the other is copied
+COPY_BYTES = 1 << 30  # of the copy that measures bandwidth: many times the L2 cache
 HOST_TO_DEVICE, DEVICE_TO_DEVICE = 1, 3  # cudaMemcpyKind
 DEFAULT_SHARED_MEMORY = 48 << 10  # a kernel that wants more must ask for it first
 OPTIONS = ("-std=c++17",)  # CuPy adds -ftz=true, the architecture and the include paths
@@ -223,3 +225,35 @@ class CuPyDevice:
         event = self.cupy.cuda.Event(disable_timing=True)
         event.record(self.stream)
         return CuPyEvent(event)
+
+    def seconds(self, work: Callable[[], None], repeats: int) -> float:
+        """By events, so that what the host takes to launch does not count unless the GPU has to wait for it."""
+        self.use()
+        times = []
+        work()
+        for _ in range(repeats):
+            start, stop = self.cupy.cuda.Event(), self.cupy.cuda.Event()
+            start.record(self.stream)
+            work()
+            stop.record(self.stream)
+            stop.synchronize()
+            times.append(float(self.cupy.cuda.get_elapsed_time(start, stop)) / 1e3)
+        return median(times)
+
+    def copy_bandwidth(self) -> float:
+        self.use()
+        free, _ = self.cupy.cuda.runtime.memGetInfo()
+        n_bytes = min(COPY_BYTES, free // 4)
+        seconds = self._copy_seconds(n_bytes)
+        self.cupy.get_default_memory_pool().free_all_blocks()  # or it would keep them, and they count as memory in use
+        return float(2 * n_bytes / seconds)
+
+    def _copy_seconds(self, n_bytes: int) -> float:
+        source, target = self.zeros((n_bytes,), np.uint8), self.zeros((n_bytes,), np.uint8)
+        arguments = (target.data.ptr, source.data.ptr, n_bytes, DEVICE_TO_DEVICE, self.stream.ptr)
+        return self.seconds(lambda: self.cupy.cuda.runtime.memcpyAsync(*arguments), 20)
+
+    def memory_in_use(self) -> int:
+        self.use()
+        free, total = self.cupy.cuda.runtime.memGetInfo()
+        return int(total - free)

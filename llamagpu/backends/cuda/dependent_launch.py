@@ -34,7 +34,12 @@ def find(compute_capability: tuple[int, int]) -> DependentLaunch | None:
     attribute.value.programmaticStreamSerializationAllowed = 1
 
     def launch(
-        function: int, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared_memory: int, stream: int
+        function: int,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Sequence[Any],
+        shared_memory: int,
+        stream: int,
     ) -> None:
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = (*grid, 1, 1)[:3]

@@ -89,6 +89,18 @@ class Device(Protocol):
         """An event after all work so far."""
         ...
 
+    def seconds(self, work: Callable[[], None], repeats: int) -> float:
+        """Median time that the device takes for what ``work`` launches, after one run of it that does not count."""
+        ...
+
+    def copy_bandwidth(self) -> float:
+        """Bytes per second of a large copy within the device's memory; bytes read and bytes written both count."""
+        ...
+
+    def memory_in_use(self) -> int:
+        """Bytes of the device's memory that are taken, by whomever."""
+        ...
+
 
 def i32(value: int) -> np.int32:
     """A C int argument."""

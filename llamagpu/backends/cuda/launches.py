@@ -35,9 +35,7 @@ def normed(x: Vectors) -> tuple[object, ...]:
     return x.data, x.squares, i32(x.n_squares), f32(x.eps)
 
 
-def embedding(
-    device: Device, table: DeviceMatrix, tokens: DeviceArray, n: int, x: DeviceArray, target: Target
-) -> None:
+def embedding(device: Device, table: DeviceMatrix, tokens: DeviceArray, n: int, x: DeviceArray, target: Target) -> None:
     """x = rows ``tokens`` (int32 [n]) of the table; x * norm to the target, where it wants squares."""
     launch = device.kernel("embedding", f"embedding<{table.kind}>")
     out = (x, target.norm, target.rows, target.split, target.place, target.squares)

@@ -37,8 +37,8 @@ class DeviceMatrix:
     """A matrix [out_features, in_features] as kernels read it.
 
     kind: the struct of kernels/weights.cuh ("F32", "F16"; data [padded rows, padded(in_features)]) or of tiles.cuh
-    ("Q4", ...; data and params as AffineQuant has them, column k of group k >> group_shift). With act-order perm is int32
-    [in_features], column j being of input perm[j], and place its inverse: where number k of a vector must stand.
+    ("Q4", ...; data and params as AffineQuant has them, column k of group k >> group_shift). With act-order perm is
+    int32 [in_features], column j being of input perm[j], and place its inverse: where number k of a vector must stand.
     """
 
     kind: str
@@ -171,7 +171,7 @@ def join(matrices: Sequence[Stored], order: NDArray[np.integer[Any]]) -> Stored 
 
 
 def pair_order(config: ModelConfig) -> NDArray[np.int64]:
-    """Rows of wq, wk, wv one after the other, in the order of kernels/rope.cuh: those that turn together are neighbours."""
+    """Rows of wq, wk, wv one after the other, in the order of kernels/rope.cuh: what turns together is side by side."""
     half = config.head_dim // 2
     turned = plain = np.arange(config.head_dim)
     if config.rope_layout == "half_split":

@@ -1,7 +1,8 @@
 """Vectors on their way from one kernel to the next, in the form that the next one reads (kernels/activations.cuh).
 
 A kernel of a decode step writes for its reader: float32 rows, or halves in bfloat16 for quantised weights, permuted for
-act-order, with the weight of the RMSNorm between them multiplied in. So a producer is launched when its reader is known.
+act-order, with the weight of the RMSNorm between them multiplied in. So a producer is launched once its reader is
+known.
 """
 
 from __future__ import annotations
