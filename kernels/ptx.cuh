@@ -89,6 +89,13 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const unsigned (&a)[
 #endif
 }
 
+// a & mask | bits in one instruction: of two constants the compiler makes two.
+__device__ __forceinline__ unsigned and_or(unsigned a, unsigned mask, unsigned bits) {
+    unsigned result;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(a), "r"(mask), "r"(bits));
+    return result;
+}
+
 // Two bfloat16 in a word, `low` in the lower half, each rounded to nearest.
 __device__ __forceinline__ unsigned bf16_pair(float low, float high) {
 #if __CUDA_ARCH__ >= 800

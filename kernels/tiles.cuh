@@ -22,6 +22,12 @@
 constexpr int TILE_WARPS = 8;
 constexpr int TILE_ROWS = 16;
 
+__device__ __forceinline__ void load_pair(const __half2* place, __half2 (&pair)[2]) {
+    *reinterpret_cast<uint2*>(pair) = __ldg(reinterpret_cast<const uint2*>(place));
+}
+__device__ __forceinline__ void load_pair(const float2* place, float2 (&pair)[2]) {
+    *reinterpret_cast<uint4*>(pair) = __ldg(reinterpret_cast<const uint4*>(place));
+}
 __device__ __forceinline__ float2 scale_and_zero(__half2 param) { return __half22float2(param); }
 __device__ __forceinline__ float2 scale_and_zero(float2 param) { return param; }
 
@@ -46,7 +52,7 @@ struct Tiles {
     // What a lane has of a tile.
     struct Part {
         uint4 q[LOADS];
-        Param params[GROUPS][2];
+        __align__(16) Param params[GROUPS][2];
     };
 
     const uint4* q;
@@ -68,10 +74,8 @@ struct Tiles {
         for (int i = 0; i < LOADS; i++) part.q[i] = load_streaming(of_tile + i * WARP);
 #pragma unroll
         for (int g = 0; g < GROUPS; g++) {
-            const Param* pair =
-                params_of(tile, block * TILE_COLUMNS + g * (TILE_COLUMNS / GROUPS)) + lane / 4 * 2;
-            part.params[g][0] = __ldg(pair);
-            part.params[g][1] = __ldg(pair + 1);
+            const Param* pair = params_of(tile, block * TILE_COLUMNS + g * (TILE_COLUMNS / GROUPS)) + lane / 4 * 2;
+            load_pair(pair, part.params[g]);
         }
     }
 
@@ -84,7 +88,7 @@ struct Tiles {
             const unsigned less = bf16_pair(128.f + zero, 128.f + zero);
 #pragma unroll
             for (int p = 0; p < 2; p++)
-                pairs[p] = subtract_bf16(words[j / 2] >> (4 * (j % 2 * 2 + p)) & 0x000f000fu | 0x43004300u, less);
+                pairs[p] = subtract_bf16(and_or(words[j / 2] >> (4 * (j % 2 * 2 + p)), 0x000f000fu, 0x43004300u), less);
         } else {
             const uint4 loaded = part.q[(upper * 2 + j / 4) % LOADS];
             const unsigned words[4] = {loaded.x, loaded.y, loaded.z, loaded.w}, word = words[j % 4];

@@ -73,6 +73,8 @@ inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (
                            line);
 }
 
+inline unsigned and_or(unsigned a, unsigned mask, unsigned bits) { return (a & mask) | bits; }
+
 inline unsigned bf16_pair(float low, float high) { return emulator::bf16_bits(low) | emulator::bf16_bits(high) << 16; }
 
 inline unsigned subtract_bf16(unsigned a, unsigned b) {
