@@ -19,6 +19,15 @@ __device__ __forceinline__ uint4 load_streaming(const void* place) {
     return value;
 }
 
+// The same for what an earlier kernel of the same step has written.
+__device__ __forceinline__ uint4 load_once(const void* place) {
+    uint4 value;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(place));
+    return value;
+}
+
 // Programmatic dependent launch (sm_90 and later): let the next kernel of the stream begin now; wait until the kernel
 // before has ended and its writes are seen. Nothing where the launch did not ask for it.
 __device__ __forceinline__ void launch_dependents() {

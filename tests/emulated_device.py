@@ -89,7 +89,7 @@ class EmulatedDevice:
         instances: Callable[[str], tuple[str, ...]] | None = None,
     ) -> None:
         self.seed, self.check, self.sources, self.instances = seed, check, sources, instances
-        self.used: set[str] = set()
+        self.used: set[tuple[str, str]] = set()  # family, instance
         self.recorded: list[Callable[[], None]] | None = None
         self.allocations: dict[int, tuple[NDArray[np.uint8], int, int]] = {}
         self.n_launches = 0
@@ -133,9 +133,9 @@ class EmulatedDevice:
 
     def kernel(self, family: str, instance: str) -> Launch:
         assert self.instances or instance in INSTANCES[family], f"{instance} is not in the list of instances"
-        if instance not in self.used:
+        if (family, instance) not in self.used:
             self._not_while_capturing("the first use of a kernel")
-            self.used.add(instance)
+            self.used.add((family, instance))
         # the checking build is slow to compile, so it is made of what is used; the plain one of all that differ only in
         # what follows the first template argument
         alike = tuple(i for i in INSTANCES.get(family, ()) if first_argument(i) == first_argument(instance))

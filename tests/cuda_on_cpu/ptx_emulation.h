@@ -4,6 +4,8 @@
 
 inline uint4 load_streaming(const void* place) { return *static_cast<const uint4*>(place); }
 
+inline uint4 load_once(const void* place) { return *static_cast<const uint4*>(place); }
+
 inline void launch_dependents() {}  // kernels run one after the other here
 inline void wait_for_previous_kernel() {}
 

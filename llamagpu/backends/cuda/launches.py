@@ -24,6 +24,7 @@ SPLIT_BF16_THREADS = 128
 PROMPT_THREADS, PROMPT_TILE = 128, 64
 ROPE_THREADS = 128
 SWIGLU_THREADS = 128
+DECODE_WARPS, WIDEST_DECODE_HEAD = 4, 256  # kernels/attention_decode.cu
 KV_NAMES = {"float32": "float", "float16": "__half"}  # in C++
 
 
@@ -221,19 +222,23 @@ def attention_split(
     partial float32 [n_splits, n, n_heads, padded(head_dim)]; stats float32 [n_splits, n, n_heads, 2].
     """
     rows = attention_rows(n, config)
-    kv_type = KV_NAMES[keys.dtype.name]
     n_heads, n_kv_heads, head_dim = config.n_heads, config.n_kv_heads, config.head_dim
     stride = padded(head_dim)
-    n_key_lanes = ATTENTION_THREADS // (stride // 8)
-    shared_floats = rows * stride * n_key_lanes + rows * ATTENTION_TILE
-    grid = (-(-n * n_heads // n_kv_heads // rows), n_kv_heads, n_splits)
     lanes_per_key = 2  # enough for a key's 16-byte pieces where a warp has them
     while lanes_per_key < min(stride // 8, 32):
         lanes_per_key *= 2
+    n_blocks = -(-n * n_heads // n_kv_heads // rows)
+    instance = f"<{KV_NAMES[keys.dtype.name]}, {rows}>"
+    if n_blocks == 1 and head_dim <= WIDEST_DECODE_HEAD:
+        launch = device.kernel("attention_decode", f"attention_decode{instance}")
+        threads, shared_floats = DECODE_WARPS * 32, DECODE_WARPS * rows * stride
+    else:
+        launch = device.kernel("attention", f"attention_split{instance}")
+        threads = ATTENTION_THREADS
+        shared_floats = rows * stride * (threads // (stride // 8)) + rows * ATTENTION_TILE
     sizes = map(i32, (n, n_heads, n_kv_heads, head_dim, keys.shape[1], lanes_per_key))
     args = (q, keys, values, position, partial, stats, *sizes, f32(head_dim**-0.5))
-    launch = device.kernel("attention", f"attention_split<{kv_type}, {rows}>")
-    launch(grid, (ATTENTION_THREADS,), args, 4 * shared_floats, True)
+    launch((n_blocks, n_kv_heads, n_splits), (threads,), args, 4 * shared_floats, True)
 
 
 def attention_merge(

@@ -1,0 +1,167 @@
+// Attention of a decode step: a few queries per key head over a long KV cache, at the speed of memory.
+//
+//     out = softmax(q k^T * scale) v, where the token at row i sees positions 0 ... *position + i
+//
+// As attention.cu (same rows, same partial results, put together by its attention_merge), but for at most ROWS rows in
+// all, and made to have many loads in flight: warps share nothing until the end, so there is no barrier in the loop.
+//
+// Shapes    as attention.cu; head_dim at most 256, n * group at most ROWS.
+// Threads   grid (1, n_kv_heads, n_splits), block DECODE_WARPS warps. Split s takes an equal share of the keys, in whole
+//           multiples of SHARE; its warps take batches in turns. Lanes: lanes_per_key (a power of two from 2 to 32) for a
+//           key, 8 elements each; 32 / lanes_per_key keys a load, UNROLL loads of keys and as many of values a batch, all
+//           issued before the first is used. Each group of lanes adds up its own keys; these sums, then those of the
+//           warps, are added in a fixed order.
+// Bytes     keys and values once. In flight per warp: 2 * UNROLL * 512 bytes of float16.
+#include "common.cuh"
+#include "ptx.cuh"
+
+constexpr int DECODE_WARPS = 4;
+constexpr int SHARE = 64;
+
+// Eight neighbouring numbers as they are stored.
+struct Raw16 { uint4 bits; };
+struct Raw32 { uint4 low, high; };
+__device__ __forceinline__ Raw16 load_raw(const __half* place) { return {load_once(place)}; }
+__device__ __forceinline__ Raw32 load_raw(const float* place) { return {load_once(place), load_once(place + 4)}; }
+
+__device__ __forceinline__ void widen(const Raw16& raw, float (&values)[8]) {
+    const unsigned words[4] = {raw.bits.x, raw.bits.y, raw.bits.z, raw.bits.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+        values[2 * i] = pair.x;
+        values[2 * i + 1] = pair.y;
+    }
+}
+
+__device__ __forceinline__ void widen(const Raw32& raw, float (&values)[8]) {
+    const unsigned words[8] = {raw.low.x,  raw.low.y,  raw.low.z,  raw.low.w,
+                               raw.high.x, raw.high.y, raw.high.z, raw.high.w};
+#pragma unroll
+    for (int i = 0; i < 8; i++) values[i] = __uint_as_float(words[i]);
+}
+
+template <class KV, int ROWS>
+__global__ void __launch_bounds__(DECODE_WARPS * WARP)
+    attention_decode(const float* q, const KV* keys, const KV* values, const int* position, float* partial,
+                     float2* stats, int n, int n_heads, int n_kv_heads, int head_dim, int capacity, int lanes_per_key,
+                     float scale) {
+    wait_for_previous_kernel();
+    launch_dependents();
+    constexpr int UNROLL = (ROWS > 2 ? 4 : 8) / (sizeof(KV) / 2);
+    extern __shared__ float4 shared4[];
+    __shared__ float largest_of[DECODE_WARPS][ROWS], sum_of[DECODE_WARPS][ROWS];
+    float* sums_of = reinterpret_cast<float*>(shared4);  // [DECODE_WARPS][ROWS][stride]
+    const int stride = padded(head_dim), thread = threadIdx.x, warp = thread / WARP, lane = thread % WARP;
+    const int group = n_heads / n_kv_heads, kv_head = blockIdx.y, split = blockIdx.z, n_splits = gridDim.z;
+    const int n_rows = n * group, start = *position;
+    const int part = lane % lanes_per_key, slot = lane / lanes_per_key, keys_per_load = WARP / lanes_per_key;
+    const bool has_part = part * 8 < stride;  // lanes are left over where stride / 8 is no power of two
+
+    auto query = [&](int row) { return row / group * n_heads + kv_head * group + row % group; };
+    const int n_keys = start + n;  // that the last row sees
+    const int per_split = ((n_keys + n_splits - 1) / n_splits + SHARE - 1) / SHARE * SHARE;
+    const int begin = split * per_split, end = min(begin + per_split, n_keys);  // none where splits outnumber shares
+    const size_t head = static_cast<size_t>(kv_head) * capacity * stride + part * 8;
+
+    float queries[ROWS][8], sums[ROWS][8] = {}, largest[ROWS], sum[ROWS] = {};
+    int visible[ROWS];
+#pragma unroll
+    for (int row = 0; row < ROWS; row++) {
+        const int index = query(min(row, n_rows - 1));  // rows past the last repeat it; their results are dropped
+        const float* of_query = q + static_cast<size_t>(index / n_heads) * padded(n_heads * head_dim);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const int d = part * 8 + i;
+            queries[row][i] = d < head_dim ? of_query[index % n_heads * head_dim + d] * scale : 0.f;
+        }
+        largest[row] = NEGATIVE_INFINITY;
+        visible[row] = start + min(row, n_rows - 1) / group + 1;
+    }
+
+    const int batch = UNROLL * keys_per_load;
+    for (int base = begin + warp * batch; base < end; base += DECODE_WARPS * batch) {
+        decltype(load_raw(keys)) of_keys[UNROLL] = {}, of_values[UNROLL] = {};
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            const int key = base + u * keys_per_load + slot;
+            if (key < end && has_part) of_keys[u] = load_raw(keys + head + static_cast<size_t>(key) * stride);
+        }
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            const int key = base + u * keys_per_load + slot;
+            if (key < end && has_part) of_values[u] = load_raw(values + head + static_cast<size_t>(key) * stride);
+        }
+        float weights[ROWS][UNROLL];
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            const int key = base + u * keys_per_load + slot;
+            float k[8];
+            widen(of_keys[u], k);
+#pragma unroll
+            for (int row = 0; row < ROWS; row++) {
+                float dot = 0.f;
+#pragma unroll
+                for (int i = 0; i < 8; i++) dot = fmaf(queries[row][i], k[i], dot);
+                for (int offset = lanes_per_key / 2; offset > 0; offset /= 2)
+                    dot += __shfl_xor_sync(ALL_LANES, dot, offset);
+                weights[row][u] = key < min(end, visible[row]) ? dot : NEGATIVE_INFINITY;
+            }
+        }
+#pragma unroll
+        for (int row = 0; row < ROWS; row++) {
+            float now = largest[row];
+#pragma unroll
+            for (int u = 0; u < UNROLL; u++) now = fmaxf(now, weights[row][u]);
+            now = warp_max(now);
+            const bool none = now == NEGATIVE_INFINITY;  // this row has seen no key so far
+            const float correction = none ? 1.f : expf(largest[row] - now);
+            largest[row] = now;
+            sum[row] *= correction;
+#pragma unroll
+            for (int u = 0; u < UNROLL; u++) {
+                weights[row][u] = none ? 0.f : expf(weights[row][u] - now);
+                sum[row] += weights[row][u];
+            }
+#pragma unroll
+            for (int i = 0; i < 8; i++) sums[row][i] *= correction;
+        }
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            float v[8];
+            widen(of_values[u], v);
+#pragma unroll
+            for (int row = 0; row < ROWS; row++)
+#pragma unroll
+                for (int i = 0; i < 8; i++) sums[row][i] = fmaf(weights[row][u], v[i], sums[row][i]);
+        }
+    }
+
+#pragma unroll
+    for (int row = 0; row < ROWS; row++) {
+        for (int offset = WARP / 2; offset >= lanes_per_key; offset /= 2) {
+            sum[row] += __shfl_xor_sync(ALL_LANES, sum[row], offset);
+#pragma unroll
+            for (int i = 0; i < 8; i++) sums[row][i] += __shfl_xor_sync(ALL_LANES, sums[row][i], offset);
+        }
+        if (lane == 0) largest_of[warp][row] = largest[row], sum_of[warp][row] = sum[row];
+        if (slot == 0 && has_part)
+#pragma unroll
+            for (int i = 0; i < 8; i++) sums_of[(warp * ROWS + row) * stride + part * 8 + i] = sums[row][i];
+    }
+    __syncthreads();
+    for (int item = thread; item < n_rows * stride; item += DECODE_WARPS * WARP) {
+        const int row = item / stride, d = item % stride;
+        float most = NEGATIVE_INFINITY, total = 0.f, of_row = 0.f;
+        for (int w = 0; w < DECODE_WARPS; w++) most = fmaxf(most, largest_of[w][row]);
+        for (int w = 0; w < DECODE_WARPS; w++) {
+            if (largest_of[w][row] == NEGATIVE_INFINITY) continue;  // that warp had no key
+            const float factor = expf(largest_of[w][row] - most);
+            total = fmaf(factor, sums_of[(w * ROWS + row) * stride + d], total);
+            of_row = fmaf(factor, sum_of[w][row], of_row);
+        }
+        const size_t index = static_cast<size_t>(split) * n * n_heads + query(row);
+        partial[index * stride + d] = total;
+        if (d == 0) stats[index] = make_float2(most, of_row);
+    }
+}
