@@ -16,6 +16,7 @@ __global__ void __launch_bounds__(EMBEDDING_THREADS)
               int group_shift, const int* __restrict__ perm, const int* tokens, float* x, const float* __restrict__ norm, float* rows,
               unsigned short* split, const int* __restrict__ place, float* squares, int dim) {
     __shared__ float scratch[EMBEDDING_THREADS / WARP];
+    launch_dependents();  // not one itself: what it reads was written by an earlier graph
     const int token = tokens[blockIdx.x];
     float* out = x + static_cast<size_t>(blockIdx.x) * padded(dim);
     const Writer writer = {rows, split, place, dim};

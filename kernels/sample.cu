@@ -14,6 +14,7 @@
 // Threads   SAMPLE_THREADS a block; a chunk is SAMPLE_THREADS logits.
 // Bytes     logits read and scores written once; with top_k little more, without it the scores 70 times (from L2).
 #include "common.cuh"
+#include "ptx.cuh"
 
 constexpr int SAMPLE_THREADS = 256;
 constexpr int SAMPLE_WARPS = SAMPLE_THREADS / WARP;
@@ -104,9 +105,10 @@ __device__ __forceinline__ u64 random_u64(u64 seed, u64 n) {
 // Grid n_chunks. best: ordered(score) << 32 | ~id of the chunk's best, the lower id among equals; 0 where a logit is
 // NaN or infinity (a damaged model).
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
-    sample_scan(const float* __restrict__ logits, const int* __restrict__ counts,
-                const SamplingSettings* __restrict__ settings, float* __restrict__ scores, u64* __restrict__ best,
-                int vocab_size) {
+    sample_scan(const float* logits, const int* counts, const SamplingSettings* __restrict__ settings, float* scores,
+                u64* best, int vocab_size) {
+    wait_for_previous_kernel();
+    launch_dependents();
     __shared__ u64 scratch[SAMPLE_WARPS];
     const int id = blockIdx.x * SAMPLE_THREADS + threadIdx.x;
     const float penalty = settings->repetition_penalty;
@@ -173,11 +175,10 @@ __device__ __forceinline__ int cut_list(int* candidates, int n, unsigned cut, u6
 // Grid 1. Writes the token to tokens[0] for the next step and to the ring for the host (-1 where the logits are
 // damaged), counts it, moves on position, draw and ring.
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
-    sample_pick(const float* __restrict__ scores, const u64* __restrict__ best,
-                const SamplingSettings* __restrict__ settings, SamplingState* __restrict__ state,
-                int* __restrict__ counts, int* __restrict__ candidates, int* __restrict__ chunks,
-                int* __restrict__ tokens, int* __restrict__ position, int* __restrict__ ring, int ring_size,
-                int vocab_size, int n_chunks) {
+    sample_pick(const float* scores, const u64* best, const SamplingSettings* __restrict__ settings,
+                SamplingState* state, int* counts, int* candidates, int* chunks, int* tokens, int* position, int* ring,
+                int ring_size, int vocab_size, int n_chunks) {
+    wait_for_previous_kernel();
     __shared__ u64 scratch[SAMPLE_WARPS];
     __shared__ int drawn;
     const int thread = threadIdx.x;

@@ -84,10 +84,14 @@ class Load:
 
 @dataclass
 class Measured:
-    """What one run found. Bytes per second are GB/s (10^9); sizes are bytes. None: not measured."""
+    """What one run found. Bytes per second are GB/s (10^9); sizes are bytes. None: not measured.
+
+    dependent_launch: whether kernels were launched so that each begins while the one before it ends; None on the CPU.
+    """
 
     bandwidth_gb_per_s: float
     load: Load
+    dependent_launch: bool | None = None
     decode: list[DecodeRow] = field(default_factory=list)
     prompt: list[PromptRow] = field(default_factory=list)
     kernels_context: int | None = None
@@ -121,6 +125,9 @@ def measure(
 
     def done(n: int) -> None:
         on_work("measuring", n, n_steps)
+
+    if isinstance(backend, CUDABackend):
+        result.dependent_launch = backend.device.dependent_launch is not None
 
     def note_memory() -> None:
         if isinstance(backend, CUDABackend):

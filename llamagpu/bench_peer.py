@@ -56,15 +56,25 @@ def check_peer(name: str) -> None:
         raise UsageError(f"--peer transformers needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
-def run_peer(config: ModelConfig, device: str, contexts: tuple[int, ...], tokens: int, seed: int) -> Peer:
-    """Measure the peer in a new process. device: as torch names it, such as "cuda:0" or "cpu"."""
+def run_peer(
+    config: ModelConfig,
+    device: str,
+    contexts: tuple[int, ...],
+    tokens: int,
+    seed: int,
+    timeout: float | None = None,
+) -> Peer:
+    """Measure the peer in a new process. device: as torch names it ("cuda:0", "cpu"). timeout: in seconds."""
     request = {"config": config.to_dict(), "device": device, "contexts": contexts, "tokens": tokens, "seed": seed}
     package = Path(__file__).parent.parent
     paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "llamagpu.bench_peer"], input=json.dumps(request), capture_output=True, text=True,
-        check=False, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "llamagpu.bench_peer"], input=json.dumps(request), capture_output=True,
+            text=True, check=False, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, timeout=timeout,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Peer("transformers", left_out=f"it took more than {timeout:.0f} s")
     if done.returncode == 130:
         raise KeyboardInterrupt
     try:

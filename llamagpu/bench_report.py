@@ -86,6 +86,8 @@ def report_text(subject: Subject, report: dict[str, Any]) -> str:
         ("weights", f"{load['bytes'] / 1e6:.1f} MB {how} in {load['seconds']:.3f} s{speed}"),
         ("peak memory", "; ".join(filter(None, memory)) or "not known"),
     ]
+    if report["dependent_launch"] is not None:
+        facts.append(("launches", "dependent, in a graph" if report["dependent_launch"] else "plain, in a graph"))
     blocks = ["\n".join(f"{name:<13} {value}" for name, value in facts)]
     if report["decode"]:
         rows = decode_lines(report["decode"], with_peer=report["peer"] is not None)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
@@ -18,10 +18,9 @@ import numpy as np
 from llamagpu.backends.cuda import CUDABackend
 from llamagpu.backends.cuda.cupy_device import CuPyDevice
 from llamagpu.backends.cuda.kernels import read_kernel_file
-from llamagpu.checkpoint import Checkpoint, llama_shapes
-from llamagpu.config import ModelConfig
-from llamagpu.models.llama import Llama
-from llamagpu.sampling import SamplingParams
+from llamagpu.bench import BenchSettings, measure
+from llamagpu.bench_peer import run_peer
+from llamagpu.bench_shapes import SHAPES, random_checkpoint
 
 Figures = dict[str, Any]
 
@@ -169,58 +168,34 @@ def launch_costs(device: CuPyDevice) -> Figures:
     return figures
 
 
-class RandomTensors(Mapping[str, Any]):
-    """float16 weights of a shape, one random block again and again, made as they are asked for: for speed, not text."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        self.shapes = llama_shapes(config)
-        self.block = (np.random.default_rng(0).standard_normal(1 << 20, np.float32) / 64).astype(np.float16)
-
-    def __getitem__(self, name: str) -> Any:
-        shape = self.shapes[name]
-        return np.resize(self.block, int(np.prod(shape))).reshape(shape)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-
-SHAPES = {
-    "llama3.2-1b": ModelConfig("llama", 2048, 8192, 16, 32, 8, 64, 128256, 8192, tied_head=True),
-    "llama2-7b": ModelConfig("llama", 4096, 11008, 32, 32, 32, 128, 32000, 4096),
-}
-
-
-def decode_speed(device: CuPyDevice, shape: str, n_tokens: int = 128, context: int = 128) -> Figures:
-    """Greedy decode of a random float16 model: tokens per second, and bytes of weights and keys per second."""
-    config = SHAPES[shape]
-    start = time.perf_counter()
-    backend = CUDABackend(device)
-    model = Llama(Checkpoint(Path(), "random", config, RandomTensors(config)), backend)
-    backend.wait()
-    load_seconds = time.perf_counter() - start
-    cache = backend.kv_cache(config, context + n_tokens)
-    sampler = backend.sampler(SamplingParams(temperature=0, seed=0), config.vocab_size)
-    start = time.perf_counter()
-    logits = model.forward([1] * context, cache)
-    backend.wait()
-    prompt_seconds = time.perf_counter() - start
-    times = []
-    last = time.perf_counter()
-    for _ in backend.decode(model.forward, cache, sampler, logits, n_tokens):
-        now = time.perf_counter()
-        times.append(now - last)
-        last = now
-    seconds = sum(times[8:]) / len(times[8:])  # the first steps compile, capture and fill the queue
-    embedding = 0 if config.tied_head else config.vocab_size * config.dim  # one row of it is read
-    n_weights = sum(int(np.prod(size)) for size in llama_shapes(config).values()) - embedding
-    n_bytes = 2 * n_weights + config.kv_bytes_per_token(2) * (context + n_tokens // 2)
-    return {
-        "tokens_per_s": 1 / seconds,
-        "gb_per_s": n_bytes / seconds / 1e9,
-        "p50_us": median(times[8:]) * 1e6,
-        "prompt_tokens_per_s_first_call": context / prompt_seconds,
-        "load_seconds": load_seconds,
+def bench(
+    shape: str,
+    bits: int,
+    head_bits: int,
+    dependent: bool = True,
+    contexts: tuple[int, ...] = (128,),
+    prompts: tuple[int, ...] = (),
+    kernels: bool = False,
+    device: CuPyDevice | None = None,
+) -> Figures:
+    """What `llamagpu bench --shape` measures. dependent: with programmatic dependent launch, where the GPU has it."""
+    device = device or CuPyDevice()
+    if not dependent:
+        device.dependent_launch = None
+    settings = BenchSettings(contexts, prompts, 64, kernels, 0)
+    checkpoint = random_checkpoint(shape, bits, head_bits, 128, settings.positions, 0)
+    measured = measure(checkpoint, CUDABackend(device), settings)
+    device.cupy.get_default_memory_pool().free_all_blocks()
+    head = {
+        "shape": shape,
+        "bits": bits,
+        "head_bits": head_bits,
+        "dependent_launch": device.dependent_launch is not None,
     }
+    return {**head, **asdict(measured)}
+
+
+def peer(shape: str, seconds: float) -> Figures:
+    """transformers, float16 with a static cache, on the same shape."""
+    found = run_peer(replace(SHAPES[shape], max_seq_len=512), "cuda:0", (128,), 64, 0, seconds)
+    return {"shape": shape, **asdict(found)}

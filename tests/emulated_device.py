@@ -79,6 +79,7 @@ class EmulatedDevice:
 
     name = "emulator"
     description = "the CUDA emulator"
+    dependent_launch = None
     n_multiprocessors = 3  # a few blocks per attention head, and not a round number
 
     def __init__(

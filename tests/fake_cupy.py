@@ -46,11 +46,15 @@ class Array(np.ndarray[Any, Any]):
         return np.array(self)
 
 
-class Stream:
-    ptr = 7
+STREAMS: dict[int, Stream] = {}  # by handle, as the driver knows them
+KERNELS: dict[int, Callable[..., None]] = {}
 
+
+class Stream:
     def __init__(self, non_blocking: bool = False) -> None:
         assert non_blocking, "a stream that waits for the default stream"
+        self.ptr = 7 + len(STREAMS)
+        STREAMS[self.ptr] = self
         self.recorded: list[Callable[[], None]] | None = None
 
     def __enter__(self) -> Self:
@@ -121,7 +125,55 @@ class RawModule:
             else:
                 stream.recorded.append(lambda: function(grid, block, args, shared_memory))
 
-        return SimpleNamespace(kernel=kernel)
+        handle = 1000 + len(KERNELS)
+        KERNELS[handle] = kernel
+        return SimpleNamespace(kernel=Function(kernel, handle))
+
+
+class Function:
+    """cupy.cuda.function.Function: called, or launched by its handle through the driver."""
+
+    def __init__(self, kernel: Callable[..., None], handle: int) -> None:
+        self.ptr, self.kernel = handle, kernel
+
+    def __call__(self, *call: Any) -> None:
+        self.kernel(*call)
+
+
+def fake_driver(launched: list[int]) -> ModuleType:
+    """cuda.bindings.driver, as far as dependent_launch.py uses it. launched: gets the handle of every launch."""
+
+    def launch(
+        config: Any, function: int, parameters: tuple[tuple[Any, ...], tuple[Any, ...]], extra: int
+    ) -> tuple[int]:
+        (attribute,) = config.attrs
+        assert (attribute.id, attribute.value.programmaticStreamSerializationAllowed, config.numAttrs) == (6, 1, 1)
+        kinds = {
+            ctypes.c_void_p: np.uint64,
+            ctypes.c_uint64: np.uint64,
+            ctypes.c_int32: np.int32,
+            ctypes.c_float: np.float32,
+        }
+        args = [kinds[kind](value) for value, kind in zip(*parameters, strict=True)]
+        grid, block = ((c.X, c.Y, c.Z) for c in (Dim(config, "grid"), Dim(config, "block")))
+        launched.append(function)
+        KERNELS[function](grid, block, args, config.sharedMemBytes, STREAMS[config.hStream])
+        return (0,)
+
+    module = ModuleType("cuda.bindings.driver")
+    module.__dict__.update(
+        CUlaunchConfig=SimpleNamespace,
+        CUlaunchAttribute=lambda: SimpleNamespace(value=SimpleNamespace()),
+        CUlaunchAttributeID=SimpleNamespace(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION=6),
+        CUfunction=int,
+        cuLaunchKernelEx=launch,
+    )
+    return module
+
+
+class Dim:
+    def __init__(self, config: Any, name: str) -> None:
+        self.X, self.Y, self.Z = (getattr(config, f"{name}Dim{axis}") for axis in "XYZ")
 
 
 def fake_cupy(memory_bytes: int = 1 << 30) -> ModuleType:

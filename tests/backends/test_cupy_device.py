@@ -25,6 +25,7 @@ pytestmark = needs_emulator
 @pytest.fixture(autouse=True)
 def cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(1 << 26))
+    monkeypatch.setenv("LLAMAGPU_DEPENDENT_LAUNCH", "0")  # there is no driver behind it
 
 
 def test_a_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,7 @@ from typing import Any
 import pytest
 
 from llamagpu import devices
-from llamagpu.backends.cuda.cupy_device import CuPyDevice
-from llamagpu.config import ModelConfig
-from tests.fake_cupy import fake_cupy
+from tests.fake_cupy import fake_cupy, fake_driver
 from tests.kernels.harness import needs_emulator
 
 SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
@@ -69,17 +67,24 @@ def test_a_step_that_fails_does_not_stop_the_others(tmp_path: Path, gpu_check: A
 @needs_emulator
 def test_the_built_in_model_speaks_on_both(gpu_check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
+    monkeypatch.setenv("LLAMAGPU_DEPENDENT_LAUNCH", "0")
     monkeypatch.setattr(devices, "why_no_gpu", lambda index: "")
     figures = gpu_check.demo_text(12)
     assert set(figures) == {"tokens_per_s at temperature 0.0", "tokens_per_s at temperature 0.8"}
 
 
 @needs_emulator
-def test_decode_speed_counts_its_bytes(gpu_check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_benchmark_with_and_without_dependent_launch(gpu_check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     probes = load_script("gpu_probes.py")
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
-    monkeypatch.setitem(probes.SHAPES, "tiny", ModelConfig("llama", 32, 64, 2, 4, 2, 8, 300, 64))
-    figures = probes.decode_speed(CuPyDevice(), "tiny", n_tokens=16, context=12)
-    layer = 2 * (32 * 32 * 2 + 16 * 32 * 2 + 64 * 32 * 3 + 32 * 2)  # weights of a layer in float16
-    n_bytes = 2 * layer + 2 * (300 * 32 + 32) + 2 * 2 * 2 * 16 * (12 + 8)
-    assert figures["gb_per_s"] / figures["tokens_per_s"] == pytest.approx(n_bytes / 1e9)
+    launched: list[int] = []
+    monkeypatch.setitem(sys.modules, "cuda.bindings", ModuleType("cuda.bindings"))
+    monkeypatch.setattr(sys.modules["cuda.bindings"], "driver", fake_driver(launched), raising=False)
+    for dependent in (True, False):
+        launched.clear()
+        figures = probes.bench("tiny", 4, 16, dependent, contexts=(20,), prompts=(12,))
+        assert figures["dependent_launch"] is dependent
+        assert (len(launched) > 0) is dependent
+        assert figures["decode"][0]["tokens_per_s"] > 0
+        assert figures["prompt"][0]["left_out"] is None
+        assert "tok/s at 20" in gpu_check.summary(figures)

@@ -52,6 +52,7 @@ class Device(Protocol):
     name: str
     description: str
     n_multiprocessors: int
+    dependent_launch: Any  # None where ``dependent`` of a launch does nothing
 
     def zeros(self, shape: Sequence[int], dtype: DTypeLike) -> DeviceArray: ...
 
