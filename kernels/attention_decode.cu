@@ -42,13 +42,13 @@ __device__ __forceinline__ void widen(const Raw32& raw, float (&values)[8]) {
 }
 
 template <class KV, int ROWS>
-__global__ void __launch_bounds__(DECODE_WARPS * WARP)
+__global__ void __launch_bounds__(DECODE_WARPS * WARP, 1)
     attention_decode(const float* q, const KV* keys, const KV* values, const int* position, float* partial,
                      float2* stats, int n, int n_heads, int n_kv_heads, int head_dim, int capacity, int lanes_per_key,
                      float scale) {
     wait_for_previous_kernel();
     launch_dependents();
-    constexpr int UNROLL = (ROWS > 2 ? 4 : 8) / (sizeof(KV) / 2);
+    constexpr int UNROLL = (ROWS > 4 ? 4 : 8) / (sizeof(KV) / 2);
     extern __shared__ float4 shared4[];
     __shared__ float largest_of[DECODE_WARPS][ROWS], sum_of[DECODE_WARPS][ROWS];
     float* sums_of = reinterpret_cast<float*>(shared4);  // [DECODE_WARPS][ROWS][stride]
