@@ -42,12 +42,12 @@ struct Writer {
     }
 };
 
-// 1 / sqrt(mean(x^2) + eps) of a column from the sums of squares that its writer left; by a whole warp, the same bits in
-// every lane. Without squares 1: there is no norm before this product.
+// 1 / sqrt(mean(x^2) + eps) of a column from the sums of squares that its writer left; by a whole warp, the same bits
+// in every lane. Without squares 1: there is no norm before this product.
 __device__ __forceinline__ float inverse_rms(const float* squares, int n_squares, int column, int dim,
                                              float eps) {
     if (!squares) return 1.f;
-    float sum = 0.f;  // plain loads throughout: with dependent launches the read-only cache may be older than the writer
+    float sum = 0.f;  // by plain loads: with dependent launches the read-only cache may be older than the writer
     for (int i = threadIdx.x % WARP; i < n_squares; i += WARP)
         sum += squares[static_cast<size_t>(column) * n_squares + i];
     return 1.f / sqrtf(warp_sum(sum) / dim + eps);

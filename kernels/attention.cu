@@ -7,8 +7,9 @@
 // value that it loads serves ROWS queries. While decoding there are few rows, so the keys are split over many blocks
 // (attention_split), whose partial results are then put together in order (attention_merge).
 //
-// Shapes    q float32 [n][n_heads * head_dim], padded; keys, values of type KV [n_kv_heads][capacity][padded(head_dim)],
-//           head_dim at most 1024; out is written for its reader (activations.cuh), n_heads * head_dim wide;
+// Shapes    q float32 [n][n_heads * head_dim], padded; keys, values of type KV
+//           [n_kv_heads][capacity][padded(head_dim)], head_dim at most 1024; out is written for its reader
+//           (activations.cuh), n_heads * head_dim wide;
 //           partial float32 [n_splits][n][n_heads][padded(head_dim)]: sums of exp(score - largest) * v;
 //           stats float2 [n_splits][n][n_heads]: the largest score, the sum of exp(score - largest).
 // Bytes     keys and values once per ROWS rows; partial is written and read once.

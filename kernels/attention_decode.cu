@@ -6,11 +6,11 @@
 // all, and made to have many loads in flight: warps share nothing until the end, so there is no barrier in the loop.
 //
 // Shapes    as attention.cu; head_dim at most 256, n * group at most ROWS.
-// Threads   grid (1, n_kv_heads, n_splits), block DECODE_WARPS warps. Split s takes an equal share of the keys, in whole
-//           multiples of SHARE; its warps take batches in turns. Lanes: lanes_per_key (a power of two from 2 to 32) for a
-//           key, 8 elements each; 32 / lanes_per_key keys a load, UNROLL loads of keys and as many of values a batch, all
-//           issued before the first is used. Each group of lanes adds up its own keys; these sums, then those of the
-//           warps, are added in a fixed order.
+// Threads   grid (1, n_kv_heads, n_splits), block DECODE_WARPS warps. Split s takes an equal share of the keys, in
+//           whole multiples of SHARE; its warps take batches in turns. Lanes: lanes_per_key (a power of two from 2 to
+//           32) for a key, 8 elements each; 32 / lanes_per_key keys a load, UNROLL loads of keys and as many of values
+//           a batch, all issued before the first is used. Each group of lanes adds up its own keys; these sums, then
+//           those of the warps, are added in a fixed order.
 // Bytes     keys and values once. In flight per warp: 2 * UNROLL * 512 bytes of float16.
 #include "common.cuh"
 #include "ptx.cuh"

@@ -1,9 +1,9 @@
 // x = rows of the embedding table, as float32; what reads x first gets x * norm.
 //
-// Shapes    table [vocab_size][dim] of type W (weights.cuh, tiles.cuh); perm int32 [dim]: column j is number perm[j], null
-//           for order; tokens int32 [n], each in 0 ... vocab_size - 1;
-//           x float32 [n][dim], padded; norm float32 [dim], and what is written for the reader: activations.cuh; squares
-//           float32 [n], null where nobody reads (a prompt).
+// Shapes    table [vocab_size][dim] of type W (weights.cuh, tiles.cuh); perm int32 [dim]: column j is number perm[j],
+//           null for order; tokens int32 [n], each in 0 ... vocab_size - 1; x float32 [n][dim], padded; norm float32
+//           [dim], and what is written for the reader: activations.cuh; squares float32 [n], null where nobody reads (a
+//           prompt).
 // Threads   one block of EMBEDDING_THREADS per token; a thread takes every EMBEDDING_THREADS-th 16 bytes of the row.
 // Bytes     n rows of the table, n * dim * 4 written.
 #include "products.cuh"
@@ -13,8 +13,9 @@ constexpr int EMBEDDING_THREADS = 128;
 template <class W>
 __global__ void __launch_bounds__(EMBEDDING_THREADS)
     embedding(const typename W::Element* __restrict__ table, const typename W::Param* __restrict__ params,
-              int group_shift, const int* __restrict__ perm, const int* tokens, float* x, const float* __restrict__ norm, float* rows,
-              unsigned short* split, const int* __restrict__ place, float* squares, int dim) {
+              int group_shift, const int* __restrict__ perm, const int* tokens, float* x,
+              const float* __restrict__ norm, float* rows, unsigned short* split, const int* __restrict__ place,
+              float* squares, int dim) {
     __shared__ float scratch[EMBEDDING_THREADS / WARP];
     launch_dependents();  // not one itself: what it reads was written by an earlier graph
     const int token = tokens[blockIdx.x];

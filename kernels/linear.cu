@@ -3,9 +3,9 @@
 //     linear          y[c][first + step * o] = sum over k of w[o][k] * x[c][k], times the norm's factor
 //     linear_add      residual += the same; what reads the residual next gets residual * norm
 //
-// Shapes    w [out_features][in_features] of type W: rows (dot.cuh) or tiles (tiles.cuh); x, squares, and what is written
-//           for the next reader: activations.cuh; y float32 [n][y_width], residual float32 [n][out_features], padded;
-//           norm float32 [out_features], the weight of the RMSNorm that comes next, null for none.
+// Shapes    w [out_features][in_features] of type W: rows (dot.cuh) or tiles (tiles.cuh); x, squares, and what is
+//           written for the next reader: activations.cuh; y float32 [n][y_width], residual float32 [n][out_features],
+//           padded; norm float32 [out_features], the weight of the RMSNorm that comes next, null for none.
 // Threads   grid (row pairs / W::ROW_PAIRS, ceil(n / COLUMNS)), blocks as dot.cuh and tiles.cuh say; a thread ends with
 //           one pair of rows of one column. More columns read the weights again; prompts take linear_prompt.cu instead.
 // Bytes     the weights once per 8 columns; x and y are small beside them.

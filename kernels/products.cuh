@@ -1,4 +1,5 @@
-// A product with weights of any type and RMSNorm before it, for the kernels that differ in what they do with the result.
+// A product with weights of any type and RMSNorm before it, for the kernels that differ in what they do with the
+// result.
 #pragma once
 #include "dot.cuh"
 #include "tiles.cuh"

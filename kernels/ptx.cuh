@@ -137,7 +137,7 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const unsigned (&a)[4], 
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else  // sm_75 has no bfloat16: the sixteen products of each of this lane's four sums, one lane of its row after another
+#else  // sm_75 has no bfloat16: the 16 products of each of this lane's four sums, one lane of its row after another
     const int lane = threadIdx.x % 32;
 #pragma unroll 1
     for (int t = 0; t < 4; t++)

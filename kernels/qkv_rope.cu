@@ -2,9 +2,10 @@
 //
 //     q = rope(norm(x) @ wq.T + bq), k = rope(norm(x) @ wk.T + bk), v = norm(x) @ wv.T + bv
 //
-// Shapes    w [(n_heads + 2 * n_kv_heads) * head_dim][in_features] of type W (dot.cuh, tiles.cuh): the rows of wq, wk, wv
-//           in the order of pairs (rope.cuh); bias float32, in the same order, null for none; x, squares: activations.cuh;
-//           *position: how many positions are filled, so the first of these; angles, q, keys, values as in rope.cuh.
+// Shapes    w [(n_heads + 2 * n_kv_heads) * head_dim][in_features] of type W (dot.cuh, tiles.cuh): the rows of wq, wk,
+//           wv in the order of pairs (rope.cuh); bias float32, in the same order, null for none; x, squares:
+//           activations.cuh; *position: how many positions are filled, so the first of these; angles, q, keys, values
+//           as in rope.cuh.
 // Threads   as linear.cu; a thread ends with the two outputs that turn together (for v: two neighbours) of one token.
 // Bytes     the weights once per 8 columns.
 #include "products.cuh"

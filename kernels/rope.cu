@@ -1,10 +1,10 @@
 // What follows the products for queries, keys and values of a prompt: RoPE on q and k, k and v appended to the cache.
 //
-// Shapes    qkv float32 [n][(n_heads + 2 * n_kv_heads) * head_dim], padded: the products in the order of pairs; bias in the
-//           same order, null for none; angles, keys, values, and q, which is written, as in rope.cuh; *position: how
-//           many positions are filled.
-// Threads   grid (ceil(pairs / ROPE_THREADS), n), block ROPE_THREADS: a thread takes the two elements that turn together
-//           (for v: two neighbours).
+// Shapes    qkv float32 [n][(n_heads + 2 * n_kv_heads) * head_dim], padded: the products in the order of pairs; bias in
+//           the same order, null for none; angles, keys, values, and q, which is written, as in rope.cuh; *position:
+//           how many positions are filled.
+// Threads   grid (ceil(pairs / ROPE_THREADS), n), block ROPE_THREADS: a thread takes the two elements that turn
+//           together (for v: two neighbours).
 // Bytes     qkv once; q, keys and values written. Tokens of a decode step have all this fused: qkv_rope.cu.
 #include "rope.cuh"
 

@@ -3,8 +3,8 @@
 // scale is the power of two that brings the row's largest element to 2^14 ... 2^15, so nothing overflows and small rows
 // keep their bits; multiplying by it, and by its inverse later, is exact.
 //
-// Shapes    x float32 [n][dim]; high, low float16 [n][dim]; inverse_scales float32 [n]; rows padded, padding zero. place
-//           int32 [dim]: number k goes to place[k], null for order.
+// Shapes    x float32 [n][dim]; high, low float16 [n][dim]; inverse_scales float32 [n]; rows padded, padding zero.
+//           place int32 [dim]: number k goes to place[k], null for order.
 // Threads   one block of SPLIT_THREADS per row; a thread takes every SPLIT_THREADS-th float4.
 // Bytes     x read twice (the second time from L1), the same number written.
 #include "common.cuh"

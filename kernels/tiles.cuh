@@ -11,8 +11,8 @@
 //           and subtracting 128 + zero). x is two bfloat16. So products are exact, sums are float32, and the scale is
 //           multiplied in once per group. One instruction has 8 columns: for up to 4 columns of x these are 4 high
 //           halves and 4 low ones, for more there are two instructions.
-// Threads   a block of TILE_WARPS warps makes two tiles, 32 rows; its warps take turns at the blocks of 128 columns, DEPTH
-//           of which a lane has in flight; their sums are added in the order of the warps through shared memory.
+// Threads   a block of TILE_WARPS warps makes two tiles, 32 rows; its warps take turns at the blocks of 128 columns,
+//           DEPTH of which a lane has in flight; their sums are added in the order of the warps through shared memory.
 // Bytes     q and params once for up to 8 columns of x; x comes from L2.
 #pragma once
 #include "activations.cuh"
@@ -31,8 +31,8 @@ __device__ __forceinline__ void load_pair(const float2* place, float2 (&pair)[2]
 __device__ __forceinline__ float2 scale_and_zero(__half2 param) { return __half22float2(param); }
 __device__ __forceinline__ float2 scale_and_zero(float2 param) { return param; }
 
-// BITS 4 or 8; P __half2 or float2; GROUPS: scales that are read per 128 columns, 1 where groups are 128 or longer, 4 where
-// they are 32 or 64, 8 where they are 16 (or any, where scales are float32: these are rare).
+// BITS 4 or 8; P __half2 or float2; GROUPS: scales that are read per 128 columns, 1 where groups are 128 or longer, 4
+// where they are 32 or 64, 8 where they are 16 (or any, where scales are float32: these are rare).
 template <int BITS, class P, int GROUPS>
 struct Tiles {
     using Element = uint4;
@@ -79,7 +79,8 @@ struct Tiles {
         }
     }
 
-    // Weights of row r (+ 8 `upper`) for the 16 columns of step j: columns 4t, 4t + 1 and 4t + 2, 4t + 3, less the zero.
+    // Weights of row r (+ 8 `upper`) for the 16 columns of step j: columns 4t, 4t + 1 and 4t + 2, 4t + 3, less the
+    // zero.
     __device__ __forceinline__ static void operand(const Part& part, int j, int upper, float zero,
                                                    unsigned (&pairs)[2]) {
         if (BITS == 4) {

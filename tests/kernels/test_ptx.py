@@ -37,6 +37,21 @@ extern "C" __global__ void probe_mma(const unsigned* a, const unsigned* b, float
     mma_m16n8k16(of_d, of_a, of_b);
     for (int i = 0; i < 4; i++) d[lane * 4 + i] = of_d[i];
 }
+extern "C" __global__ void probe_mma_bf16(const unsigned* a, const unsigned* b, float* d) {
+    const int lane = threadIdx.x;
+    unsigned of_a[4], of_b[2];
+    float of_d[4];
+    for (int i = 0; i < 4; i++) of_a[i] = a[lane * 4 + i], of_d[i] = d[lane * 4 + i];
+    for (int i = 0; i < 2; i++) of_b[i] = b[lane * 2 + i];
+    mma_bf16(of_d, of_a, of_b);
+    for (int i = 0; i < 4; i++) d[lane * 4 + i] = of_d[i];
+}
+extern "C" __global__ void probe_bf16(const float* x, unsigned* pairs, unsigned* differences, unsigned* masked) {
+    const int lane = threadIdx.x;
+    pairs[lane] = bf16_pair(x[2 * lane], x[2 * lane + 1]);
+    differences[lane] = subtract_bf16(pairs[lane], bf16_pair(3.f, -130.f));
+    masked[lane] = and_or(pairs[lane], 0x0ff00ff0u, 0x40000003u);
+}
 extern "C" __global__ void probe_cp_async(const uint4* in, uint4* out) {
     __shared__ uint4 shared[2][32];
     for (int i = 0; i < 2; i++) {
@@ -54,7 +69,7 @@ extern "C" __global__ void probe_streaming(const uint4* in, uint4* out) {
     out[threadIdx.x] = load_streaming(in + threadIdx.x);
 }
 """
-KERNELS = ("probe_ldmatrix", "probe_mma", "probe_cp_async", "probe_streaming")
+KERNELS = ("probe_ldmatrix", "probe_mma", "probe_mma_bf16", "probe_bf16", "probe_cp_async", "probe_streaming")
 
 
 def probe_source(_: str) -> str:
@@ -107,6 +122,47 @@ def test_mma_takes_and_gives_each_lane_its_part(probe: Device) -> None:
     for lane in range(32):
         for i in range(4):
             assert abs(got[lane, i] - expected[lane // 4 + i // 2 * 8, lane % 4 * 2 + i % 2]) < 1e-5
+
+
+def bf16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Bits of x rounded to bfloat16, to nearest, ties to even."""
+    bits = x.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def from_bf16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def test_mma_of_bfloat16_has_the_same_layout(probe: Device) -> None:
+    a, b, d = bf16(random(16, 16, seed=2)), bf16(random(16, 8, seed=3)), random(16, 8, seed=4)
+    lanes_a, lanes_b = np.empty((32, 4, 2), np.uint16), np.empty((32, 2, 2), np.uint16)
+    lanes_d = np.empty((32, 4), np.float32)
+    for lane in range(32):
+        row, pair = lane // 4, lane % 4 * 2
+        for i in range(4):
+            lanes_a[lane, i] = a[row + i % 2 * 8, pair + i // 2 * 8 : pair + i // 2 * 8 + 2]
+            lanes_d[lane, i] = d[row + i // 2 * 8, pair + i % 2]
+        for i in range(2):
+            lanes_b[lane, i] = b[pair + i * 8 : pair + i * 8 + 2, row]
+    on_device = probe.upload(lanes_d)
+    launch(probe, "probe_mma_bf16", probe.upload(lanes_a), probe.upload(lanes_b), on_device)
+    expected, got = d + from_bf16(a) @ from_bf16(b), probe.download(on_device)
+    for lane in range(32):
+        for i in range(4):
+            assert abs(got[lane, i] - expected[lane // 4 + i // 2 * 8, lane % 4 * 2 + i % 2]) < 1e-5
+
+
+def test_bfloat16_is_rounded_and_subtracted_as_numpy_does(probe: Device) -> None:
+    x = random(64, seed=6) * np.float32(200)
+    x[:4] = [1.00390625, 1.01171875, -133.0, 255.0]  # two ties
+    pairs, differences, masked = (unwritten(probe, 32, dtype=np.uint32) for _ in range(3))
+    launch(probe, "probe_bf16", probe.upload(x), pairs, differences, masked)
+    got = probe.download(pairs).view(np.uint16)
+    np.testing.assert_array_equal(got, bf16(x))
+    less = np.tile(np.asarray([3, -130], np.float32), 32)
+    np.testing.assert_array_equal(probe.download(differences).view(np.uint16), bf16(from_bf16(got) - less))
+    np.testing.assert_array_equal(probe.download(masked), (probe.download(pairs) & 0x0FF00FF0) | 0x40000003)
 
 
 def test_asynchronous_copies_arrive(probe: Device) -> None:
