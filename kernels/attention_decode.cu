@@ -69,12 +69,17 @@ __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1)
 #pragma unroll
     for (int row = 0; row < ROWS; row++) {
         const int index = query(min(row, n_rows - 1));  // rows past the last repeat it; their results are dropped
-        const float* of_query = q + static_cast<size_t>(index / n_heads) * padded(n_heads * head_dim);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const int d = part * 8 + i;
-            queries[row][i] = d < head_dim ? of_query[index % n_heads * head_dim + d] * scale : 0.f;
+        const float* of_query =
+            q + static_cast<size_t>(index / n_heads) * padded(n_heads * head_dim) + index % n_heads * head_dim;
+        float values[8] = {};
+        if (head_dim % 8 == 0) {
+            if (has_part && part * 8 < head_dim) load8(of_query + part * 8, values);
+        } else {
+            for (int i = 0; i < 8; i++)
+                if (part * 8 + i < head_dim) values[i] = of_query[part * 8 + i];
         }
+#pragma unroll
+        for (int i = 0; i < 8; i++) queries[row][i] = values[i] * scale;
         largest[row] = NEGATIVE_INFINITY;
         visible[row] = start + min(row, n_rows - 1) / group + 1;
     }
@@ -95,21 +100,28 @@ __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1)
         float weights[ROWS][UNROLL];
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            const int key = base + u * keys_per_load + slot;
             float k[8];
             widen(of_keys[u], k);
 #pragma unroll
             for (int row = 0; row < ROWS; row++) {
-                float dot = 0.f;
+                weights[row][u] = 0.f;
 #pragma unroll
-                for (int i = 0; i < 8; i++) dot = fmaf(queries[row][i], k[i], dot);
-                for (int offset = lanes_per_key / 2; offset > 0; offset /= 2)
-                    dot += __shfl_xor_sync(ALL_LANES, dot, offset);
-                weights[row][u] = key < min(end, visible[row]) ? dot : NEGATIVE_INFINITY;
+                for (int i = 0; i < 8; i++) weights[row][u] = fmaf(queries[row][i], k[i], weights[row][u]);
             }
         }
+        for (int offset = lanes_per_key / 2; offset > 0; offset /= 2)  // all sums at once: they do not wait for another
+#pragma unroll
+            for (int row = 0; row < ROWS; row++)
+#pragma unroll
+                for (int u = 0; u < UNROLL; u++)
+                    weights[row][u] += __shfl_xor_sync(ALL_LANES, weights[row][u], offset);
 #pragma unroll
         for (int row = 0; row < ROWS; row++) {
+#pragma unroll
+            for (int u = 0; u < UNROLL; u++) {
+                const int key = base + u * keys_per_load + slot;
+                if (key >= min(end, visible[row])) weights[row][u] = NEGATIVE_INFINITY;
+            }
             float now = largest[row];
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) now = fmaxf(now, weights[row][u]);

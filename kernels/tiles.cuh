@@ -45,9 +45,8 @@ struct Tiles {
     static constexpr int REGISTERS = 2 * (LOADS * 4 + GROUPS * 2 * static_cast<int>(sizeof(P)) / 4);  // of two tiles
     static constexpr int DEPTH = REGISTERS <= 24 ? 3 : 1;
     // Blocks that a multiprocessor should have room for: two where 128 registers a thread are enough.
-    __host__ __device__ static constexpr int min_blocks(int columns) {
-        return HAS_BF16 && columns <= 4 && REGISTERS <= 36 ? 2 : 1;
-    }
+    static constexpr bool IS_SMALL = HAS_BF16 && REGISTERS <= 36;
+    __host__ __device__ static constexpr int min_blocks(int columns) { return IS_SMALL && columns <= 4 ? 2 : 1; }
 
     // What a lane has of a tile.
     struct Part {

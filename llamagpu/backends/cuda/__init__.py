@@ -106,7 +106,7 @@ class CUDABackend:
     def read_normed(self, x: Residual, norm: DeviceArray, eps: float, reader: DeviceMatrix) -> Vectors:
         """Launch what completes the residual, and leave x * norm and the sums of squares for ``reader``."""
         target = self.target("normed", x.n, x.width, reader)
-        squares = self.scratch(f"squares {x.n_squares}", 1, x.n * x.n_squares)[0]
+        squares = self.scratch(f"squares {x.n_squares}", 1, FEW_COLUMNS * x.n_squares)[0]
         x.write(replace(target, norm=norm, squares=squares))
         return Vectors(target.split if reader.tiled else target.rows, squares, x.n_squares, eps)
 
