@@ -16,7 +16,7 @@ __device__ __forceinline__ Product row_product(const typename Row::Element* w, c
     constexpr int DEPTH = COLUMNS == 1 ? 4 : 2;
     constexpr int STEP = WARP * Row::PER_LOAD;
     const int stride = padded(in_features), lane = threadIdx.x % WARP;
-    const int pair = blockIdx.x * WARPS_PER_BLOCK + threadIdx.x / WARP;
+    const int pair = Row::own_pair();
     // warps past the last pair repeat it: their result is dropped, but they take part in what a block does together
     const int row = min(2 * pair, padded_rows(out_features) - 2);
     const Row rows[2] = {Row(w, in_features, row), Row(w, in_features, row + 1)};
@@ -66,7 +66,7 @@ __device__ __forceinline__ Product row_product(const typename Row::Element* w, c
             }
         }
     }
-    Product product = {pair, lane, 0.f, 0.f, lane < min(COLUMNS, n_left)};
+    Product product = {pair, Row::own_column(), 0.f, 0.f, Row::own_column() < min(COLUMNS, n_left)};
 #pragma unroll
     for (int c = 0; c < COLUMNS; c++) {  // lane c has column c, so that stores are made side by side
         const float first = warp_sum(sums[0][c]), second = warp_sum(sums[1][c]);

@@ -33,25 +33,34 @@ __global__ void __launch_bounds__(W::THREADS, W::min_blocks(COLUMNS))
                int out_features, int n) {
     constexpr int PAIRS = W::ROW_PAIRS;
     __shared__ float of_pairs[COLUMNS][PAIRS];
+    const int first_column = blockIdx.y * COLUMNS, n_left = n - first_column, thread = threadIdx.x;
+    const int row = 2 * W::own_pair(), column = first_column + W::own_column();
+    float* in_place = residual + static_cast<size_t>(column) * padded(out_features) + row;
+    const bool has_column = W::own_column() < min(COLUMNS, n_left);
+    const bool has[2] = {has_column && row < out_features, has_column && row + 1 < out_features};
+    // The residual is older than the previous kernel, which has waited by now: what is loaded here is there in time
+    float values[2] = {}, norms[2] = {1.f, 1.f};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        if (has[i]) values[i] = in_place[i];
+        if (has[i] && norm) norms[i] = norm[row + i];
+    }
     const Product product =
         normed_product<W, COLUMNS>(w, params, group_shift, x, nullptr, 0, 0.f, in_features, out_features, n);
     const Writer writer = {rows, split, place, out_features};
+    values[0] += product.first;
+    values[1] += product.second;
     float square = 0.f;
-    auto add = [&](int row, float value) {
-        float* in_place = residual + static_cast<size_t>(product.column) * padded(out_features) + row;
-        value += *in_place;
-        *in_place = value;
-        square += value * value;
-        writer.write(product.column, row, norm ? value * norm[row] : value);
-    };
-    const int row = 2 * product.pair, first_column = blockIdx.y * COLUMNS, thread = threadIdx.x;
-    if (product.exists) {
-        if (row < out_features) add(row, product.first);
-        if (row + 1 < out_features) add(row + 1, product.second);
-        of_pairs[product.column - first_column][product.pair % PAIRS] = square;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        if (!has[i]) continue;
+        in_place[i] = values[i];
+        square += values[i] * values[i];
+        writer.write(column, row + i, values[i] * norms[i]);
     }
+    if (has_column) of_pairs[W::own_column()][W::own_pair() % PAIRS] = square;
     __syncthreads();
-    if (thread >= min(COLUMNS, n - first_column)) return;
+    if (thread >= min(COLUMNS, n_left)) return;
     float sum = 0.f;
     for (int i = 0; i < PAIRS; i++) sum += of_pairs[thread][i];
     squares[static_cast<size_t>(first_column + thread) * gridDim.x + blockIdx.x] = sum;

@@ -48,6 +48,10 @@ struct Tiles {
     static constexpr bool IS_SMALL = HAS_BF16 && REGISTERS <= 36;
     __host__ __device__ static constexpr int min_blocks(int columns) { return IS_SMALL && columns <= 4 ? 2 : 1; }
 
+    // Which Product (product.cuh) a thread ends with: row pair of the matrix, column of the block.
+    __device__ __forceinline__ static int own_pair() { return blockIdx.x * ROW_PAIRS + threadIdx.x % ROW_PAIRS; }
+    __device__ __forceinline__ static int own_column() { return threadIdx.x / ROW_PAIRS; }
+
     // What a lane has of a tile.
     struct Part {
         uint4 q[LOADS];
@@ -217,9 +221,7 @@ __device__ __forceinline__ Product tile_product(const W& w, const unsigned short
         }
     __syncthreads();
 
-    const int of_thread = thread / TILE_ROWS;
-    Product product = {static_cast<int>(blockIdx.x) * TILE_ROWS + thread % TILE_ROWS, of_thread, 0.f, 0.f,
-                       of_thread < min(COLUMNS, n_left)};
+    Product product = {W::own_pair(), W::own_column(), 0.f, 0.f, W::own_column() < min(COLUMNS, n_left)};
     if (!product.exists) return product;
 #pragma unroll
     for (int i = 0; i < TILE_WARPS; i++) {

@@ -17,6 +17,9 @@ struct F32 {
     static constexpr int THREADS = WARPS_PER_BLOCK * WARP;
     static constexpr int ROW_PAIRS = WARPS_PER_BLOCK;  // of a block
     __host__ __device__ static constexpr int min_blocks(int) { return 1; }
+    // Which Product (product.cuh) a thread ends with: row pair of the matrix, column of the block.
+    __device__ __forceinline__ static int own_pair() { return blockIdx.x * WARPS_PER_BLOCK + threadIdx.x / WARP; }
+    __device__ __forceinline__ static int own_column() { return threadIdx.x % WARP; }
     static constexpr int PER_LOAD = 4;
     const float* row;
     __device__ __forceinline__ F32(const float* matrix, int in_features, int index)
@@ -35,6 +38,9 @@ struct F16 {
     static constexpr int THREADS = WARPS_PER_BLOCK * WARP;
     static constexpr int ROW_PAIRS = WARPS_PER_BLOCK;  // of a block
     __host__ __device__ static constexpr int min_blocks(int) { return 1; }
+    // Which Product (product.cuh) a thread ends with: row pair of the matrix, column of the block.
+    __device__ __forceinline__ static int own_pair() { return blockIdx.x * WARPS_PER_BLOCK + threadIdx.x / WARP; }
+    __device__ __forceinline__ static int own_column() { return threadIdx.x % WARP; }
     static constexpr int PER_LOAD = 8;
     const __half* row;
     __device__ __forceinline__ F16(const __half* matrix, int in_features, int index)
