@@ -19,7 +19,7 @@
 constexpr int ATTENTION_THREADS = 128;
 constexpr int ATTENTION_WARPS = ATTENTION_THREADS / WARP;
 constexpr int TILE = 64;  // keys between two barriers
-constexpr int MERGE_THREADS = 64;
+constexpr int MERGE_THREADS = 64, MOST_SPLITS = 256;
 
 // Grid (ceil(n * group / ROWS), n_kv_heads, n_splits). Split s takes an equal share of the keys that the block's last
 // row sees, in whole tiles. Per tile: (1) scores: lanes_per_key lanes per key (a power of two from 2 to 32), each 8
@@ -146,26 +146,36 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
         stats[static_cast<size_t>(split) * n * n_heads + query(thread)] = make_float2(largest[thread], sum[thread]);
 }
 
-// Grid n * n_heads, block MERGE_THREADS: a thread per element of a head. Splits are added in order.
+// Grid n * n_heads, block MERGE_THREADS: a thread per element of a head. The first warp finds what each split counts for;
+// splits are added in order. At most MOST_SPLITS of them.
 extern "C" __global__ void __launch_bounds__(MERGE_THREADS)
     attention_merge(const float* partial, const float2* stats, float* rows, unsigned short* split_out,
                     const int* __restrict__ place, int n_splits, int n, int n_heads, int head_dim) {
-    wait_for_previous_kernel();
-    launch_dependents();
-    const Writer writer = {rows, split_out, place, n_heads * head_dim};
+    __shared__ float factors[MOST_SPLITS];
     const int query = blockIdx.x, n_queries = n * n_heads, stride = padded(head_dim);
-    float largest = NEGATIVE_INFINITY;
-    for (int split = 0; split < n_splits; split++)
-        largest = fmaxf(largest, stats[static_cast<size_t>(split) * n_queries + query].x);
-    for (int d = threadIdx.x; d < head_dim; d += MERGE_THREADS) {
-        float total = 0.f, sum = 0.f;
-        for (int split = 0; split < n_splits; split++) {
-            const size_t index = static_cast<size_t>(split) * n_queries + query;
-            const float2 s = stats[index];
-            const float factor = expf(s.x - largest);  // 0 for a split without keys, whose largest is -infinity
-            total = fmaf(factor, partial[index * stride + d], total);
-            sum = fmaf(factor, s.y, sum);
+    const Writer writer = {rows, split_out, place, n_heads * head_dim};
+    if (n > 0) wait_for_previous_kernel();  // always; as in dot.cuh
+    launch_dependents();
+    if (threadIdx.x < WARP) {
+        float largest = NEGATIVE_INFINITY, sum = 0.f;
+        for (int split = threadIdx.x; split < n_splits; split += WARP)
+            largest = fmaxf(largest, stats[static_cast<size_t>(split) * n_queries + query].x);
+        largest = warp_max(largest);
+        for (int split = threadIdx.x; split < n_splits; split += WARP) {
+            const float2 s = stats[static_cast<size_t>(split) * n_queries + query];
+            factors[split] = expf(s.x - largest);  // 0 for a split without keys, whose largest is -infinity
+            sum = fmaf(factors[split], s.y, sum);
         }
-        writer.write(query / n_heads, query % n_heads * head_dim + d, total / sum);
+        sum = warp_sum(sum);
+        __syncwarp();
+        for (int split = threadIdx.x; split < n_splits; split += WARP) factors[split] /= sum;
+    }
+    __syncthreads();
+    for (int d = threadIdx.x; d < head_dim; d += MERGE_THREADS) {
+        float total = 0.f;
+#pragma unroll 8
+        for (int split = 0; split < n_splits; split++)
+            total = fmaf(factors[split], partial[(static_cast<size_t>(split) * n_queries + query) * stride + d], total);
+        writer.write(query / n_heads, query % n_heads * head_dim + d, total);
     }
 }

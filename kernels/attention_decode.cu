@@ -46,31 +46,37 @@ __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1)
     attention_decode(const float* q, const KV* keys, const KV* values, const int* position, float* partial,
                      float2* stats, int n, int n_heads, int n_kv_heads, int head_dim, int capacity, int lanes_per_key,
                      float scale) {
-    wait_for_previous_kernel();
-    launch_dependents();
     constexpr int UNROLL = (ROWS > 4 ? 4 : 8) / (sizeof(KV) / 2);
     extern __shared__ float4 shared4[];
     __shared__ float largest_of[DECODE_WARPS][ROWS], sum_of[DECODE_WARPS][ROWS];
     float* sums_of = reinterpret_cast<float*>(shared4);  // [DECODE_WARPS][ROWS][stride]
     const int stride = padded(head_dim), thread = threadIdx.x, warp = thread / WARP, lane = thread % WARP;
     const int group = n_heads / n_kv_heads, kv_head = blockIdx.y, split = blockIdx.z, n_splits = gridDim.z;
-    const int n_rows = n * group, start = *position;
+    const int n_rows = n * group;
     const int part = lane % lanes_per_key, slot = lane / lanes_per_key, keys_per_load = WARP / lanes_per_key;
     const bool has_part = part * 8 < stride;  // lanes are left over where stride / 8 is no power of two
 
     auto query = [&](int row) { return row / group * n_heads + kv_head * group + row % group; };
-    const int n_keys = start + n;  // that the last row sees
+    const size_t head = static_cast<size_t>(kv_head) * capacity * stride + part * 8;
+    int queries_at[ROWS], tokens[ROWS];  // where a row's query begins; its token
+#pragma unroll
+    for (int row = 0; row < ROWS; row++) {
+        const int index = query(min(row, n_rows - 1));  // rows past the last repeat it; their results are dropped
+        tokens[row] = index / n_heads;
+        queries_at[row] = tokens[row] * padded(n_heads * head_dim) + index % n_heads * head_dim;
+    }
+    if (n > 0) wait_for_previous_kernel();  // always; as in dot.cuh
+    launch_dependents();
+
+    const int start = *position, n_keys = start + n;  // that the last row sees
     const int per_split = ((n_keys + n_splits - 1) / n_splits + SHARE - 1) / SHARE * SHARE;
     const int begin = split * per_split, end = min(begin + per_split, n_keys);  // none where splits outnumber shares
-    const size_t head = static_cast<size_t>(kv_head) * capacity * stride + part * 8;
 
     float queries[ROWS][8], sums[ROWS][8] = {}, largest[ROWS], sum[ROWS] = {};
     int visible[ROWS];
 #pragma unroll
     for (int row = 0; row < ROWS; row++) {
-        const int index = query(min(row, n_rows - 1));  // rows past the last repeat it; their results are dropped
-        const float* of_query =
-            q + static_cast<size_t>(index / n_heads) * padded(n_heads * head_dim) + index % n_heads * head_dim;
+        const float* of_query = q + queries_at[row];
         float values[8] = {};
         if (head_dim % 8 == 0) {
             if (has_part && part * 8 < head_dim) load8(of_query + part * 8, values);
@@ -81,7 +87,7 @@ __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1)
 #pragma unroll
         for (int i = 0; i < 8; i++) queries[row][i] = values[i] * scale;
         largest[row] = NEGATIVE_INFINITY;
-        visible[row] = start + min(row, n_rows - 1) / group + 1;
+        visible[row] = start + tokens[row] + 1;
     }
 
     const int batch = UNROLL * keys_per_load;

@@ -38,11 +38,12 @@ __global__ void __launch_bounds__(W::THREADS, W::min_blocks(COLUMNS))
     float* in_place = residual + static_cast<size_t>(column) * padded(out_features) + row;
     const bool has_column = W::own_column() < min(COLUMNS, n_left);
     const bool has[2] = {has_column && row < out_features, has_column && row + 1 < out_features};
-    // The residual is older than the previous kernel, which has waited by now: what is loaded here is there in time
+    // The residual is older than the previous kernel, which has waited by now: what is loaded here is there in time.
+    // From L2: the L1 cache of this multiprocessor may still hold what stood there a layer ago
     float values[2] = {}, norms[2] = {1.f, 1.f};
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        if (has[i]) values[i] = in_place[i];
+        if (has[i]) values[i] = __ldcg(in_place + i);
         if (has[i] && norm) norms[i] = norm[row + i];
     }
     const Product product =

@@ -129,11 +129,15 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
 // The largest key at which the total of `value(i)` over entries i < n with key(i) >= it reaches `needed`.
 template <class Key, class Value>
 __device__ __forceinline__ unsigned find_cut(int n, u64 needed, u64* scratch, Key key, Value value) {
+    const int thread = threadIdx.x;
+    const bool few = n <= SAMPLE_THREADS;  // one for each thread: looked up once
+    const unsigned own_key = few && thread < n ? key(thread) : 0;
+    const u64 own_value = few && thread < n ? value(thread) : 0;
     unsigned cut = 0;
     for (int bit = 31; bit >= 0; bit--) {
         const unsigned trial = cut | 1u << bit;
-        u64 total = 0;
-        for (int i = threadIdx.x; i < n; i += SAMPLE_THREADS)
+        u64 total = own_key >= trial ? own_value : 0;
+        for (int i = few ? n : thread; i < n; i += SAMPLE_THREADS)
             if (key(i) >= trial) total += value(i);
         total = block_reduce(total, scratch, [](u64 a, u64 b) { return a + b; });
         if (total >= needed) cut = trial;

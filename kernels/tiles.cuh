@@ -190,7 +190,7 @@ __device__ __forceinline__ Product tile_product(const W& w, const unsigned short
     for (int d = 0; d < DEPTH; d++)
         if (warp + d * TILE_WARPS < w.n_blocks)
             for (int i = 0; i < 2; i++) w.load(tile + i, warp + d * TILE_WARPS, coming[d][i]);
-    wait_for_previous_kernel();  // weights are always there; x is what it writes
+    if (n_left > 0) wait_for_previous_kernel();  // always; as in dot.cuh
     launch_dependents();
     prologue();
 

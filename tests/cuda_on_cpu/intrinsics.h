@@ -4,6 +4,7 @@
 
 template <class T> T __ldg(const T* place) { return *place; }
 template <class T> T __ldcs(const T* place) { return *place; }
+template <class T> T __ldcg(const T* place) { return *place; }
 
 inline float __int_as_float(int bits) { float f; memcpy(&f, &bits, 4); return f; }
 inline float __uint_as_float(unsigned bits) { float f; memcpy(&f, &bits, 4); return f; }

@@ -18,7 +18,7 @@ EMBEDDING_THREADS = 128
 RMSNORM_THREADS = 256
 ATTENTION_THREADS = 128
 ATTENTION_TILE = 64
-MERGE_THREADS = 64
+MERGE_THREADS, MOST_SPLITS = 64, 256
 SPLIT_THREADS = 256
 SPLIT_BF16_THREADS = 128
 PROMPT_THREADS, PROMPT_TILE = 128, 64
@@ -202,7 +202,7 @@ def attention_splits(device: Device, n: int, limit: int, config: ModelConfig) ->
     ``limit`` positions are filled."""
     n_blocks = -(-n * config.n_heads // config.n_kv_heads // attention_rows(n, config)) * config.n_kv_heads
     wanted = -(-2 * device.n_multiprocessors // n_blocks)
-    return max(1, min(wanted, -(-limit // ATTENTION_TILE)))
+    return max(1, min(wanted, -(-limit // ATTENTION_TILE), MOST_SPLITS))
 
 
 def attention_split(
