@@ -54,7 +54,7 @@ class RecordingDevice:
 
         def noted(*call: Any, **named: Any) -> None:
             arrays = tuple(arg for arg in call[2] if arg is not None and not isinstance(arg, np.generic))
-            again = partial(launch, *call, **named)
+            again = partial(launch, *call[:4])  # the fifth would let a kernel overlap with its own repetition
             self.recorded.append(Recorded(family, instance, arrays, again))
             again()
 
@@ -65,7 +65,8 @@ def kernel_rows(model: Llama, backend: CUDABackend, context: int, capacity: int)
     """The kernels of one decode step at ``context`` of a cache's ``capacity``, in the order of their first launch.
 
     A kernel's launches of one step (a layer each, say) are captured as a graph by themselves and that is timed, so
-    kernels are measured back to back, without the gaps and overlaps of a step. Small ones find their data in caches.
+    kernels are measured back to back, without the gaps and overlaps of a step. Small ones find their data in caches; a
+    matrix that is alone of its kind (the head) may be there in part.
     """
     device = backend.device
     recording = RecordingDevice(device)

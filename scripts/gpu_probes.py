@@ -7,6 +7,7 @@ host what it costs to ask for it. Run by scripts/gpu_check.
 from __future__ import annotations
 
 import ctypes
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -21,6 +22,8 @@ from llamagpu.backends.cuda.kernels import read_kernel_file
 from llamagpu.bench import BenchSettings, measure
 from llamagpu.bench_peer import run_peer
 from llamagpu.bench_shapes import SHAPES, random_checkpoint
+from llamagpu.models.llama import Llama
+from llamagpu.sampling import SamplingParams
 
 Figures = dict[str, Any]
 
@@ -163,6 +166,8 @@ def launch_costs(device: CuPyDevice) -> Figures:
         if int(status):
             raise RuntimeError(f"cuLaunchKernelEx: {status}")
 
+    launch()
+    device.stream.synchronize()
     dependent = graph_of(launch)
     figures["dependent_graph_gpu_us"] = gpu_seconds(device, lambda: dependent.launch(device.stream)) / n * 1e6
     return figures
@@ -176,23 +181,46 @@ def bench(
     contexts: tuple[int, ...] = (128,),
     prompts: tuple[int, ...] = (),
     kernels: bool = False,
-    device: CuPyDevice | None = None,
 ) -> Figures:
     """What `llamagpu bench --shape` measures. dependent: with programmatic dependent launch, where the GPU has it."""
-    device = device or CuPyDevice()
+    device = CuPyDevice()
     if not dependent:
         device.dependent_launch = None
     settings = BenchSettings(contexts, prompts, 64, kernels, 0)
     checkpoint = random_checkpoint(shape, bits, head_bits, 128, settings.positions, 0)
-    measured = measure(checkpoint, CUDABackend(device), settings)
-    device.cupy.get_default_memory_pool().free_all_blocks()
-    head = {
-        "shape": shape,
-        "bits": bits,
-        "head_bits": head_bits,
-        "dependent_launch": device.dependent_launch is not None,
-    }
-    return {**head, **asdict(measured)}
+    try:
+        measured = measure(checkpoint, CUDABackend(device), settings)
+    finally:
+        gc.collect()
+        device.cupy.get_default_memory_pool().free_all_blocks()
+    return {"shape": shape, "bits": bits, "head_bits": head_bits, **asdict(measured)}
+
+
+def same_tokens(shape: str, n_tokens: int) -> Figures:
+    """Greedy tokens and last logits of a random model with dependent launch and without: equal bits, or it is wrong.
+
+    Kernels that overlap must not see each other's unfinished work; this is what shows it, since text hardly would.
+    """
+    device = CuPyDevice()
+    if device.dependent_launch is None:
+        return {"skipped": "this GPU, or this installation, has no dependent launch"}
+    backend = CUDABackend(device)
+    model = Llama(random_checkpoint(shape, 4, 4, 128, n_tokens + 16, 0), backend)
+    found = []
+    try:
+        for launch in (device.dependent_launch, None, device.dependent_launch):
+            device.dependent_launch = launch
+            cache = backend.kv_cache(model.config, n_tokens + 16)
+            sampler = backend.sampler(SamplingParams(temperature=0, seed=0), model.config.vocab_size)
+            logits = model.forward([1, 2, 3], cache)
+            tokens = list(backend.decode(model.forward, cache, sampler, logits, n_tokens))
+            last = backend.to_host(model.forward([tokens[-1]], cache), model.config.vocab_size)
+            found.append((tokens, last.tobytes()))
+    finally:
+        gc.collect()
+        device.cupy.get_default_memory_pool().free_all_blocks()
+    assert found[0] == found[1] == found[2], "dependent and plain launches give different results"
+    return {"tokens": n_tokens, "different_tokens": len(set(found[0][0]))}
 
 
 def peer(shape: str, seconds: float) -> Figures:

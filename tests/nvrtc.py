@@ -12,8 +12,10 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -78,6 +80,18 @@ def compile_family(source: str, family: str, instances: Sequence[str], architect
 
 
 def _compile(source: str, family: str, instances: Sequence[str], architecture: int) -> dict[str, Resources]:
+    with _program(source, family, instances, architecture) as (program, log):
+        reports = dict(
+            re.findall(r"Compiling entry function '(\w+)'[^\n]*\n(.*?)(?=ptxas info\s+: Comp|\Z)", log, re.S)
+        )
+        return {instance: _resources(reports[_lowered(library(), program, instance)]) for instance in instances}
+
+
+@contextmanager
+def _program(
+    source: str, family: str, instances: Sequence[str], architecture: int
+) -> Iterator[tuple[ctypes.c_void_p, str]]:
+    """A compiled program and what the compiler said."""
     found, nvrtc, program = find(), library(), ctypes.c_void_p()
     assert found
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), f"{family}.cu".encode(), 0, None, None)
@@ -91,12 +105,34 @@ def _compile(source: str, family: str, instances: Sequence[str], architecture: i
         log = _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
         if status:
             raise RuntimeError(f"{family}.cu does not compile for sm_{architecture}: {log[:4000]}")
-        reports = dict(
-            re.findall(r"Compiling entry function '(\w+)'[^\n]*\n(.*?)(?=ptxas info\s+: Comp|\Z)", log, re.S)
-        )
-        return {instance: _resources(reports[_lowered(nvrtc, program, instance)]) for instance in instances}
+        yield program, log
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+@cache
+def find_disassembler() -> Path | None:
+    """nvdisasm, where its wheel is installed."""
+    spec = importlib.util.find_spec("nvidia")
+    roots = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    return next((path for root in roots for path in sorted(root.rglob("bin/nvdisasm"))), None)
+
+
+def machine_code(source: str, family: str, instance: str, architecture: int) -> list[str]:
+    """The instructions of one kernel in their order, such as "LDG.E.128"."""
+    disassembler = find_disassembler()
+    assert disassembler
+    with _program(source, family, [instance], architecture) as (program, _), tempfile.TemporaryDirectory() as folder:
+        size = ctypes.c_size_t()
+        library().nvrtcGetCUBINSize(program, ctypes.byref(size))
+        code = ctypes.create_string_buffer(size.value)
+        library().nvrtcGetCUBIN(program, code)
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(code.raw)
+        text = subprocess.run([disassembler, "-c", file], capture_output=True, text=True, check=True).stdout
+        name = _lowered(library(), program, instance)
+    text = text.partition(f".section\t.text.{name},")[2].partition(".section\t")[0]  # of this kernel alone
+    return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", text)
 
 
 def _text(get_size: ctypes._NamedFuncPointer, get: ctypes._NamedFuncPointer, program: ctypes.c_void_p) -> str:

@@ -127,6 +127,7 @@ SMALL += [case(weight(kind, 34, 1200 if kind == "Q4" else 140), n) for kind in T
 SMALL += [case(weight("F16", 10, 40), 2)]  # the first row that is not there begins a pair
 SMALL += [case(weight("F32", 3, 1100), 1), case(weight("Q4", 33, 3300), 9), case(weight("Q8", 33, 1100), 1)]
 SMALL += [case(weight(kind, 7, 40), n, 40, 2, 3) for kind in ("F32", "Q4", "Q8F") for n in (1, 10)]
+SMALL += [case(weight(kind, 15, 20), 2, 0, 1, 1) for kind in ("F32", "Q4")]  # an odd row ends where the next begins
 SMALL += [
     add_case(weight(kind, 37, 70), n, form, n == 5)
     for kind in ("F32", "Q4")

@@ -37,5 +37,5 @@ def case(width: int, n: int, scale: float = 1.0) -> Case:
 
 CASES = [case(width, n) for width in (1, 16, 100, 512, 515, 1100) for n in (9, 17)]
 CASES += [case(50, 10, 100.0)]  # exp(-gate) overflows
-SMALL = [case(50, 9), case(515, 10)]
+SMALL = [case(50, 9), case(515, 10), case(32, 2)]
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)

@@ -88,3 +88,4 @@ def test_a_benchmark_with_and_without_dependent_launch(gpu_check: Any, monkeypat
         assert figures["decode"][0]["tokens_per_s"] > 0
         assert figures["prompt"][0]["left_out"] is None
         assert "tok/s at 20" in gpu_check.summary(figures)
+    assert probes.same_tokens("tiny", 12)["tokens"] == 12

@@ -1,0 +1,70 @@
+"""Dependent launch in machine code: weights are loaded before the wait for the previous kernel, its results after it.
+
+The source says so, but the assembler may move a wait that stands in no branch. An emulator cannot see this.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from llamagpu.backends.cuda.kernels import COLUMNS, FLOATS, INSTANCES, WEIGHTS, source
+from tests.nvrtc import find, find_disassembler, machine_code
+
+pytestmark = pytest.mark.skipif(
+    not (find() and find_disassembler()), reason="NVRTC or nvdisasm is not installed: pip install llamagpu[test]"
+)
+WAIT, DEPENDENTS_MAY_BEGIN = "ACQBULK", "PREEXIT"  # griddepcontrol.wait, griddepcontrol.launch_dependents
+FIRST_LOADS = {"F32": 8, "F16": 8, "Q4": 12, "Q4Short": 4, "Q4Shortest": 4, "Q4F": 4}  # of 16 bytes; 8 bits: 8
+KERNELS = [
+    (family, kernel, weights)
+    for family, kernel in (
+        ("linear", "linear<{}, {}>"),
+        ("linear", "linear_add<{}, {}>"),
+        ("gate_up", "gate_up<{}, {}>"),
+        ("qkv_rope", "qkv_rope<{}, __half, {}>"),
+    )
+    for weights in WEIGHTS
+]
+
+
+def before_and_after(family: str, instance: str) -> tuple[list[str], list[str]]:
+    """Instructions before the wait, and from it on."""
+    assert instance in INSTANCES[family]
+    code = machine_code(source(family), family, instance, 90)
+    assert code.count(WAIT) == 1
+    assert code.count(DEPENDENTS_MAY_BEGIN) == 1
+    return code[: code.index(WAIT)], code[code.index(WAIT) :]
+
+
+@pytest.mark.parametrize(("family", "kernel", "weights"), KERNELS)
+def test_weights_are_on_their_way_before_the_wait(family: str, kernel: str, weights: str) -> None:
+    before, after = before_and_after(family, kernel.format(weights, COLUMNS[weights][0]))
+    assert sum(op.startswith("LDG.E.NA.128") for op in before) == FIRST_LOADS.get(weights, 8)
+    assert DEPENDENTS_MAY_BEGIN in after
+    others = [op for op in before if op.startswith(("LD", "ST")) and not op.startswith(("LDC", "LDG.E.NA"))]
+    # scales and norms, which nobody writes (CONSTANT), and the residual, which is older and comes from L2 (STRONG)
+    assert all("CONSTANT" in op or "STRONG.GPU" in op for op in others), others
+
+
+@pytest.mark.parametrize(
+    ("family", "instance"),
+    [
+        ("attention_decode", "attention_decode<__half, 1>"),
+        ("attention_decode", "attention_decode<__half, 4>"),
+        ("attention", "attention_merge"),
+        ("attention", "attention_split<__half, 8>"),
+        ("sample", "sample_scan"),
+    ],
+)
+def test_the_others_read_nothing_before_it(family: str, instance: str) -> None:
+    before, _ = before_and_after(family, instance)
+    assert not [op for op in before if op.startswith(("LDG", "STG", "LDS", "STS"))]
+
+
+def test_nothing_that_a_kernel_wrote_is_read_through_the_read_only_cache() -> None:
+    """Weights, scales, norms and angles may be; x, sums of squares, the residual, keys and values may not."""
+    _, after = before_and_after("attention_decode", "attention_decode<__half, 1>")
+    loads = [op for op in after if op.startswith("LDG")]
+    assert len(loads) > 16
+    assert not any("CONSTANT" in op for op in loads)
+    assert FLOATS == ("F32", "F16")
