@@ -132,7 +132,7 @@ __device__ __forceinline__ unsigned find_cut(int n, u64 needed, u64* scratch, Ke
     const int thread = threadIdx.x;
     const bool few = n <= SAMPLE_THREADS;  // one for each thread: looked up once
     const unsigned own_key = few && thread < n ? key(thread) : 0;
-    const u64 own_value = few && thread < n ? value(thread) : 0;
+    const u64 own_value = own_key ? value(thread) : 0;  // no number has key 0
     unsigned cut = 0;
     for (int bit = 31; bit >= 0; bit--) {
         const unsigned trial = cut | 1u << bit;

@@ -55,4 +55,5 @@ CASES += [case(kind, 20, 64, 20, scale) for kind in ("F32", "F16", "Q4") for sca
 CASES += [case(kind, 20, 520, 12, group_size=size) for kind in ("Q4", "Q8") for size in (16, 64, 256, 520)]
 CASES += [case(kind, 20, 64, 12, first=3, step=2) for kind in ("F16", "Q4")]
 SMALL = [case(kind, 66, 81, 66) for kind in ("F32", "F16", "Q4", "Q8F")]
+SMALL += [case("F32", 66, 70, 9), case("F16", 66, 70, 9), case("Q4", 32, 130, 9)]  # the last row ends the matrix
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)
