@@ -167,7 +167,6 @@ extern "C" __global__ void __launch_bounds__(MERGE_THREADS)
             sum = fmaf(factors[split], s.y, sum);
         }
         sum = warp_sum(sum);
-        __syncwarp();
         for (int split = threadIdx.x; split < n_splits; split += WARP) factors[split] /= sum;
     }
     __syncthreads();
