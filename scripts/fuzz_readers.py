@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,10 @@ import fire
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from llamagpu.checkpoint import Checkpoint, TokenizerSpec
+from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats import native, open_checkpoint
-from llamagpu.quantization import Int8Matrix
+from llamagpu.quantization import AffineQuant, Int8Matrix
 from llamagpu.tokenizers import Tokenizer, open_spec, read_spec
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes, v1_bytes, v2_bytes
 
@@ -65,6 +66,9 @@ def seed_files() -> dict[str, list[bytes]]:
             spec = TokenizerSpec("llama2c", tokenizer_bin())
             native.write(out, Checkpoint(source, "", checkpoint.config, checkpoint.tensors, spec))
             native_files.append(out.read_bytes())
+            if data is not quantized:
+                native.write(out, Checkpoint(source, "", checkpoint.config, to_4_bits(checkpoint.tensors), spec))
+                native_files.append(out.read_bytes())
     return {
         "llama2c_v0": [v0_bytes(shape, weights), v0_bytes(untied, untied_weights), v0_bytes(large, large_weights)],
         "llama2c_v1": [v1_bytes(shape, weights), v1_bytes(untied, untied_weights), v1_bytes(large, large_weights)],
@@ -73,6 +77,18 @@ def seed_files() -> dict[str, list[bytes]]:
         "tokenizer_bin": [tokenizer_bin(), tokenizer_bin(raw_byte_dialect=True), tokenizer_bin(32000)],
         "tokenizer_model": [open_checkpoint(demo).tokenizer.data] if demo.exists() else [],  # type: ignore[union-attr]
     }
+
+
+def to_4_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Random 4-bit matrices of the same shapes, in groups of 16 and, every other one, with act-order."""
+    generator = np.random.default_rng(0)
+    out = dict(tensors)
+    for i, (name, tensor) in enumerate(tensors.items()):
+        if len(tensor.shape) == 2:
+            scales = np.ones((tensor.shape[0], -(-tensor.shape[1] // 16)), np.float16)
+            perm = generator.permutation(tensor.shape[1]) if i % 2 else None
+            out[name] = AffineQuant.pack(generator.integers(0, 16, tensor.shape), scales, scales * 8, 4, 16, perm)
+    return out
 
 
 def damage(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
@@ -144,7 +160,7 @@ def open_all(path: Path, target: str) -> tuple[Checkpoint | None, Tokenizer | No
 def use_all(checkpoint: Checkpoint | None, tokenizer: Tokenizer | None) -> None:
     """Touch both ends of every tensor, and encode and decode a text: nothing that was accepted may fail later."""
     for tensor in checkpoint.tensors.values() if checkpoint else ():
-        if isinstance(tensor, Int8Matrix):
+        if isinstance(tensor, Int8Matrix | AffineQuant):
             tensor.dequantize(0, 1)
             tensor.dequantize(tensor.shape[0] - 1)
         else:
