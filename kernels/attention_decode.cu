@@ -93,16 +93,15 @@ __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1)
     const int batch = UNROLL * keys_per_load;
     for (int base = begin + warp * batch; base < end; base += DECODE_WARPS * batch) {
         decltype(load_raw(keys)) of_keys[UNROLL] = {}, of_values[UNROLL] = {};
+        auto load_batch = [&](const KV* cache, auto& raw) {
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            const int key = base + u * keys_per_load + slot;
-            if (key < end && has_part) of_keys[u] = load_raw(keys + head + static_cast<size_t>(key) * stride);
-        }
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            const int key = base + u * keys_per_load + slot;
-            if (key < end && has_part) of_values[u] = load_raw(values + head + static_cast<size_t>(key) * stride);
-        }
+            for (int u = 0; u < UNROLL; u++) {
+                const int key = base + u * keys_per_load + slot;
+                if (key < end && has_part) raw[u] = load_raw(cache + head + static_cast<size_t>(key) * stride);
+            }
+        };
+        load_batch(keys, of_keys);
+        load_batch(values, of_values);
         float weights[ROWS][UNROLL];
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {

@@ -22,9 +22,10 @@ __device__ __forceinline__ Product normed_product(const typename W::Element* w, 
         const W tiles(w, params, group_shift, in_features);
         product = tile_product<W, COLUMNS>(
             tiles, x + static_cast<size_t>(first_column) * 2 * tiled(in_features), in_features, n_left, [&] {
-                if (warp >= COLUMNS / 2) return;  // a warp has two columns
-                const float even = norm(warp * 2), odd = norm(warp * 2 + 1);
-                factor = threadIdx.x % WARP < TILE_ROWS ? even : odd;
+                if (warp < COLUMNS / 2) {  // a warp has two columns
+                    const float even = norm(warp * 2), odd = norm(warp * 2 + 1);
+                    factor = threadIdx.x % WARP < TILE_ROWS ? even : odd;
+                }
             });
     } else {
         product = row_product<W, COLUMNS>(
