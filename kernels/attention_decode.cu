@@ -92,8 +92,9 @@ __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1)
 
     const int batch = UNROLL * keys_per_load;
     for (int base = begin + warp * batch; base < end; base += DECODE_WARPS * batch) {
-        decltype(load_raw(keys)) of_keys[UNROLL] = {}, of_values[UNROLL] = {};
-        auto load_batch = [&](const KV* cache, auto& raw) {
+        using Raw = decltype(load_raw(keys));
+        Raw of_keys[UNROLL] = {}, of_values[UNROLL] = {};
+        auto load_batch = [&](const KV* cache, Raw (&raw)[UNROLL]) {
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
                 const int key = base + u * keys_per_load + slot;
