@@ -27,7 +27,6 @@ from llamagpu.bench_plot import Series, svg
 from llamagpu.bench_report import Subject, report_dict, report_text
 from llamagpu.bench_shapes import SHAPES, random_checkpoint
 from llamagpu.checkpoint import Checkpoint
-from llamagpu.cli import run_command
 from llamagpu.devices import Device, OnWork
 from llamagpu.errors import UsageError
 from llamagpu.formats import open_checkpoint
@@ -44,6 +43,14 @@ TINY_NORM_BYTES = 5 * 64 * 4
 TINY_KV_ELEMENTS = 2 * 2 * 2 * 16  # of a position: keys and values, layers, heads, head_dim
 SETTINGS = BenchSettings(contexts=(16, 40), prompts=(3, 20), tokens=3, kernels=True, seed=0)
 SVG = "{http://www.w3.org/2000/svg}"
+
+
+def run_command(arguments: list[str]) -> int:
+    """The command line, where fire is installed: on a GPU machine of gpu_check it is not."""
+    pytest.importorskip("fire", reason="fire is not installed")
+    from llamagpu.cli import run_command
+
+    return run_command(arguments)
 
 
 @pytest.fixture(autouse=True)
