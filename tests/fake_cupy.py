@@ -179,10 +179,13 @@ class Dim:
 def fake_cupy(memory_bytes: int = 1 << 30) -> ModuleType:
     """A module to be put in sys.modules as "cupy", with one GPU of so much memory."""
 
+    taken = [0]
+
     def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if n_bytes > memory_bytes:
             raise OutOfMemoryError
+        taken[0] = min(taken[0] + n_bytes, memory_bytes)  # nothing is given back
         start = np.full(n_bytes + 256, 255, np.uint8)
         offset = -start.ctypes.data % 256
         return start[offset : offset + n_bytes].view(dtype).reshape(shape).view(Array)
@@ -198,7 +201,7 @@ def fake_cupy(memory_bytes: int = 1 << 30) -> ModuleType:
         getDevice=lambda: current[0],
         setDevice=lambda index: current.__setitem__(0, index),
         getDeviceProperties=properties,
-        memGetInfo=lambda: (memory_bytes, memory_bytes),
+        memGetInfo=lambda: (memory_bytes - taken[0], memory_bytes),
         memcpyAsync=lambda target, source, n, kind, stream: ctypes.memmove(target, source, n),
         memsetAsync=lambda target, value, n, stream: ctypes.memset(target, value, n),
     )
