@@ -124,10 +124,13 @@ def kind_of(tensor: Tensor) -> str:
     return {"float32": "F32", "float16": "F16"}[tensor.dtype.name]
 
 
-def widened(tensor: Tensor) -> Floats | AffineQuant:
-    """As the CPU backend holds it: float16 as float32."""
+def widened(tensor: Tensor) -> Floats:
+    """As float32, by the definition of its type, columns in order."""
     if isinstance(tensor, AffineQuant):
-        return tensor
+        dense = tensor.dequantize()
+        if tensor.perm is not None:
+            dense[:, tensor.perm] = dense.copy()
+        return dense
     assert isinstance(tensor, np.ndarray)
     return tensor.astype(np.float32)
 

@@ -100,6 +100,21 @@ def test_what_does_not_fit_is_refused(group_size: int, n_scales: int, problem: s
         AffineQuant.pack(np.zeros((5, 96)), scales, scales, 4, group_size)
 
 
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("shape", [*SHAPES, (300, 1000)])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_products_in_the_order_of_memory(bits: int, shape: tuple[int, int], group_size: int, n: int) -> None:
+    """The CPU's product against the definition."""
+    perm = np.random.default_rng(4).permutation(shape[1]) if n == 5 else None
+    matrix = AffineQuant.pack(*parts(bits, shape, group_size), bits, group_size, perm)
+    x = np.random.default_rng(3).standard_normal((n, shape[1]), np.float32)
+    expected = (x if perm is None else x[:, perm]).astype(np.float64) @ matrix.dequantize().astype(np.float64).T
+    got = linear(x, matrix)
+    assert got.shape == (n, shape[0])
+    assert np.square(got - expected).sum() <= 1e-11 * np.square(expected).sum()
+
+
 def gptq_pack(numbers: NDArray[Any], bits: int, axis: int) -> NDArray[np.int32]:
     """As AutoGPTQ packs: 32 / bits neighbours along the axis in a word, the first in the lowest bits."""
     moved = np.moveaxis(numbers.astype(np.uint64), axis, -1)

@@ -5,26 +5,27 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from llamagpu.backends.cpu.linear_affine import linear_affine
 from llamagpu.quantization import AffineQuant, Int8Matrix
 
 Matrix = NDArray[np.float32] | Int8Matrix | AffineQuant
 
-# Rows of a quantised matrix are widened to float32 this many elements at a time, so that they stay in the L2 cache.
+# Rows of an 8-bit matrix are widened to float32 this many elements at a time, so that they stay in the L2 cache.
 BLOCK_ELEMENTS = 1 << 17
 
 
 def linear(x: NDArray[np.float32], w: Matrix) -> NDArray[np.float32]:
     """x @ w.T. x: [n, in_features]; result: [n, out_features]."""
-    return x @ w.T if isinstance(w, np.ndarray) else linear_quantized(x, w)
+    if isinstance(w, AffineQuant):
+        return linear_affine(x, w)
+    return linear_q8(x, w) if isinstance(w, Int8Matrix) else x @ w.T
 
 
-def linear_quantized(x: NDArray[np.float32], w: Int8Matrix | AffineQuant) -> NDArray[np.float32]:
-    """x @ w.T with quantised weights, which stay so in memory: only a block of rows at a time is float32."""
+def linear_q8(x: NDArray[np.float32], w: Int8Matrix) -> NDArray[np.float32]:
+    """x @ w.T with 8-bit weights, which stay 8-bit in memory: only a block of rows at a time is float32."""
     out_features, in_features = w.shape
-    if isinstance(w, AffineQuant) and w.perm is not None:
-        x = x[:, w.perm]
     y = np.empty((x.shape[0], out_features), np.float32)
-    rows = max(32, BLOCK_ELEMENTS // in_features // 32 * 32)
+    rows = max(1, BLOCK_ELEMENTS // in_features)
     for start in range(0, out_features, rows):
         block = w.dequantize(start, min(start + rows, out_features))
         np.matmul(x, block.T, out=y[:, start : start + len(block)])
