@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from llamagpu.config import ModelConfig
 from llamagpu.errors import ModelFormatError
-from llamagpu.quantization import AffineQuant, Int8Matrix, RandomMatrix
+from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix, RandomMatrix
 
-Tensor = NDArray[Any] | Int8Matrix | AffineQuant | RandomMatrix
+# Arrays are float32, float16 or bfloat16 (ml_dtypes).
+Tensor = NDArray[Any] | Int8Matrix | AffineQuant | RandomMatrix | Deferred
 
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """A tokenizer as a file holds it. kind: "sentencepiece" (a .model protobuf) or "llama2c" (a tokenizer.bin)."""
+    """A tokenizer as a file holds it. kind: a name of llamagpu/tokenizers/__init__.py, such as "sentencepiece"."""
 
     kind: str
     data: bytes
@@ -29,10 +30,14 @@ class TokenizerSpec:
 class Checkpoint:
     """Config, tokenizer and named tensors of one model.
 
-    Tensors are views into the memory-mapped file: opening copies nothing. Their names are Meta's:
+    Tensors are views into the memory-mapped file, or ``Deferred``: opening copies nothing. Their names are Meta's:
     tok_embeddings.weight, norm.weight, output.weight (absent where the head is tied), and for each layer
-    layers.{i}.{attention_norm, attention.wq, .wk, .wv, .wo, ffn_norm, feed_forward.w1, .w2, .w3}.weight;
-    matrices are [out_features, in_features].
+    layers.{i}.{attention_norm, attention.wq, .wk, .wv, .wo, ffn_norm, feed_forward.w1, .w2, .w3}.weight, and where the
+    config says so attention.{wq, wk, wv}.bias and attention.{q_norm, k_norm}.weight; matrices are
+    [out_features, in_features].
+
+    stop_tokens: ids that end a text, beside the tokenizer's own. chat_template: Jinja text. sampling: what the model's
+    makers suggest, by the names of SamplingParams. notes: one line each, what a user should be told of this file.
     """
 
     path: Path
@@ -40,6 +45,10 @@ class Checkpoint:
     config: ModelConfig
     tensors: Mapping[str, Tensor]
     tokenizer: TokenizerSpec | None = None
+    stop_tokens: tuple[int, ...] = ()
+    chat_template: str | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -61,6 +70,13 @@ def llama_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"{layer}.attention.wq.weight"] = (config.q_dim, dim)
         shapes[f"{layer}.attention.wk.weight"] = (config.kv_dim, dim)
         shapes[f"{layer}.attention.wv.weight"] = (config.kv_dim, dim)
+        if config.qkv_bias:
+            shapes[f"{layer}.attention.wq.bias"] = (config.q_dim,)
+            shapes[f"{layer}.attention.wk.bias"] = (config.kv_dim,)
+            shapes[f"{layer}.attention.wv.bias"] = (config.kv_dim,)
+        if config.qk_norm:
+            shapes[f"{layer}.attention.q_norm.weight"] = (config.head_dim,)
+            shapes[f"{layer}.attention.k_norm.weight"] = (config.head_dim,)
         shapes[f"{layer}.attention.wo.weight"] = (dim, config.q_dim)
         shapes[f"{layer}.ffn_norm.weight"] = (dim,)
         shapes[f"{layer}.feed_forward.w1.weight"] = (hidden, dim)

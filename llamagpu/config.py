@@ -21,6 +21,8 @@ LARGEST = {
     "vocab_size": 1 << 22,
     "max_seq_len": 1 << 24,
 }
+# All of them are models/llama.py: they differ in what the fields below say.
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 REMEDY = "the file is damaged or no model that llamagpu knows: download or export it again"
 
 
@@ -31,7 +33,11 @@ class ModelConfig:
     dim: width of the residual stream. hidden_dim: width inside the feed-forward.
     max_seq_len: positions it was trained for. rope_layout: which two elements of a head turn together:
     2j and 2j+1 ("interleaved", Meta's and llama2.c's files) or j and j + head_dim/2 ("half_split", Hugging Face's).
-    tied_head: the embedding matrix is also the output head.
+    rope_factors: head_dim / 2 numbers, by which the frequencies of RoPE are divided (how models are stretched beyond
+    the positions they began with); None for all 1. rope_attention_factor: cos and sin are multiplied by it (YaRN).
+    tied_head: the embedding matrix is also the output head. qkv_bias: wq, wk, wv have one. qk_norm: queries and keys go
+    through an RMSNorm of their head before RoPE. sliding_window: from layer first_window_layer on, a token sees itself
+    and the sliding_window - 1 before it; 0: all.
     """
 
     architecture: str
@@ -46,7 +52,13 @@ class ModelConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     rope_layout: RopeLayout = "interleaved"
+    rope_factors: tuple[float, ...] | None = None
+    rope_attention_factor: float = 1.0
     tied_head: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int = 0
+    first_window_layer: int = 0
 
     @classmethod
     def checked(cls, path: str | Path, values: dict[str, Any]) -> ModelConfig:
@@ -67,17 +79,30 @@ class ModelConfig:
             value = values[name]
             if type(value) is not int or not 1 <= value <= largest:
                 raise refuse(name, f"is {str(value)[:40]}, must be a whole number from 1 to {largest}")
-        for name in ("norm_eps", "rope_theta"):
+        for name in ("sliding_window", "first_window_layer"):
+            value = values[name]
+            if type(value) is not int or not 0 <= value <= LARGEST["max_seq_len"]:
+                raise refuse(name, f"is {str(value)[:40]}, must be a whole number from 0 to {LARGEST['max_seq_len']}")
+        for name in ("norm_eps", "rope_theta", "rope_attention_factor"):
             value = values[name]
             if type(value) not in (int, float) or not 0 < value < 1e30:  # also false for NaN
                 raise refuse(name, f"is {str(value)[:40]}, must be a number above 0")
             values[name] = float(value)
-        if values["architecture"] != "llama":
-            raise refuse("architecture", f"is {str(values['architecture'])[:40]!r}; this version runs 'llama'")
+        if values["architecture"] not in ARCHITECTURES:
+            known_names = ", ".join(ARCHITECTURES)
+            raise refuse("architecture", f"is {str(values['architecture'])[:40]!r}; this version runs {known_names}")
         if values["rope_layout"] not in ("interleaved", "half_split"):
             raise refuse("rope_layout", f"is {str(values['rope_layout'])[:40]!r}, must be interleaved or half_split")
-        if type(values["tied_head"]) is not bool:
-            raise refuse("tied_head", "must be true or false")
+        for name in ("tied_head", "qkv_bias", "qk_norm"):
+            if type(values[name]) is not bool:
+                raise refuse(name, "must be true or false")
+        factors = values["rope_factors"]
+        if factors is not None:
+            if not isinstance(factors, list | tuple) or len(factors) != values["head_dim"] // 2:
+                raise refuse("rope_factors", f"must be {values['head_dim'] // 2} numbers, half of head_dim")
+            if not all(type(factor) in (int, float) and 1e-10 < factor < 1e10 for factor in factors):
+                raise refuse("rope_factors", "must be numbers above 0")
+            values["rope_factors"] = tuple(float(factor) for factor in factors)
         config = cls(**values)
         if config.n_heads % config.n_kv_heads:
             raise refuse("n_kv_heads", f"is {config.n_kv_heads}, must divide n_heads = {config.n_heads}")
@@ -94,6 +119,10 @@ class ModelConfig:
     def q_dim(self) -> int:
         """Width of the queries of one token: n_heads * head_dim."""
         return self.n_heads * self.head_dim
+
+    def window_of(self, layer: int) -> int:
+        """Positions that a token of this layer sees, itself included; 0 for all before it."""
+        return self.sliding_window if layer >= self.first_window_layer else 0
 
     def kv_bytes_per_token(self, element_size: int = 4) -> int:
         """Bytes of keys and values that one position holds over all layers."""

@@ -86,7 +86,8 @@ class Generation:
     def _tokens(self) -> Iterator[int]:
         """New token ids, until the model ends its text, max_tokens are made, or the context is full."""
         llm, prompt = self.llm, self.prompt_tokens
-        end_ids = {llm.tokenizer.bos_id, llm.tokenizer.eos_id}  # llama2.c's models open the next story with BOS
+        # llama2.c's models open the next story with BOS
+        end_ids = {llm.tokenizer.bos_id, llm.tokenizer.eos_id, *llm.checkpoint.stop_tokens}
         start = time.perf_counter()
         cache = llm.backend.kv_cache(llm.config, llm.context)
         sampler = llm.backend.sampler(self.params, llm.config.vocab_size)

@@ -43,8 +43,19 @@ class Backend(Protocol):
     def weight(self, tensor: Tensor) -> Weight:
         """Make a stored tensor usable by the operations below."""
 
-    def qkv(self, wq: Tensor, wk: Tensor, wv: Tensor, config: ModelConfig) -> Weight:
-        """The three matrices that read one vector, as ``rmsnorm_qkv_rope`` takes them."""
+    def qkv(
+        self,
+        wq: Tensor,
+        wk: Tensor,
+        wv: Tensor,
+        config: ModelConfig,
+        biases: Sequence[NDArray[Any]] | None = None,
+        norms: Sequence[NDArray[Any]] | None = None,
+    ) -> Weight:
+        """The three matrices that read one vector, as ``rmsnorm_qkv_rope`` takes them.
+
+        biases: of q, k, v. norms: weights [head_dim] of the RMSNorm of each head of q and of k.
+        """
 
     def gate_up(self, gate: Tensor, up: Tensor) -> Weight:
         """The two matrices that read one vector, as ``rmsnorm_gate_up_swiglu`` takes them."""
@@ -59,13 +70,17 @@ class Backend(Protocol):
     def rmsnorm_qkv_rope(
         self, x: Array, norm: Weight, w: Weight, cache: KVCache, layer: int, config: ModelConfig
     ) -> Array:
-        """h = rmsnorm(x) * norm; q, k turned by RoPE at positions cache.length ...; k, v stored in the cache.
+        """h = rmsnorm(x) * norm; q, k, v of it with bias; q, k normed by head and turned by RoPE at positions
+        cache.length ...; k, v stored in the cache.
 
         Returns q [n, n_heads, head_dim]. Does not move ``cache.length``: all layers of a step share it.
         """
 
     def attention(self, q: Array, cache: KVCache, layer: int, config: ModelConfig) -> Array:
-        """Causal attention of n queries at positions cache.length ... over the cache: [n, n_heads * head_dim]."""
+        """Causal attention of n queries at positions cache.length ... over the cache: [n, n_heads * head_dim].
+
+        A token sees config.window_of(layer) positions, its own included.
+        """
 
     def linear_add(self, residual: Array, x: Array, w: Weight) -> Array:
         """residual + x @ w.T, [n, dim]; may reuse the memory of ``residual``."""

@@ -1,7 +1,8 @@
-"""Readers of model files, each a module with ``sniff(head)`` and ``open_checkpoint(path)``."""
+"""Readers of model files and folders, each a module that knows its own by ``sniff`` or ``sniff_folder``."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -12,10 +13,10 @@ from llamagpu.formats.mapped_file import check_readable
 
 
 class Reader(Protocol):
-    """What a reader's module offers. Adding a format is adding a file, and its name below."""
+    """What a reader of files offers. Adding a format is adding a file, and its name below."""
 
-    def sniff(self, head: bytes) -> bool:
-        """Whether a file that begins with ``head`` may be of this format."""
+    def sniff(self, head: bytes, size: int) -> bool:
+        """Whether a file of ``size`` bytes that begins with ``head`` may be of this format."""
         ...
 
     def open_checkpoint(self, path: Path) -> Checkpoint:
@@ -23,31 +24,52 @@ class Reader(Protocol):
         ...
 
 
+class FolderReader(Protocol):
+    """What a reader of folders offers."""
+
+    def sniff_folder(self, names: set[str]) -> bool:
+        """Whether a folder that holds files and folders of these names may be of this format."""
+        ...
+
+    def open_checkpoint(self, path: Path) -> Checkpoint:
+        """Map the files in it. Raises ModelFormatError."""
+        ...
+
+
 READERS: tuple[Reader, ...] = (native, llama2c)  # most certain signature first
+FOLDER_READERS: tuple[FolderReader, ...] = ()
 SNIFF_BYTES = 64
 
 
-def read_head(path: Path) -> bytes:
-    check_readable(path)
+def reader_of(path: Path) -> Reader | FolderReader | None:
+    """The reader of a file or folder, told by its content. Raises ModelFormatError where it cannot be read."""
+    if path.is_dir():
+        try:
+            names = set(os.listdir(path))
+        except OSError as error:
+            raise ModelFormatError(path, "path", f"cannot be read ({error.strerror})", "check it") from None
+        return next((reader for reader in FOLDER_READERS if reader.sniff_folder(names)), None)
+    size = check_readable(path)
     with open(path, "rb") as file:
-        return file.read(SNIFF_BYTES)
+        head = file.read(SNIFF_BYTES)
+    return next((reader for reader in READERS if reader.sniff(head, size)), None)
 
 
 def is_model(path: Path) -> bool:
-    """Whether a file looks like a model. Raises ModelFormatError where it cannot be read."""
-    head = read_head(path)
-    return any(reader.sniff(head) for reader in READERS)
+    """Whether a file or folder looks like a model. Raises ModelFormatError where it cannot be read."""
+    return reader_of(path) is not None
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a model file of any format that is known, told by its content. Raises ModelFormatError."""
+    """Open a model of any format that is known, told by its content. Raises ModelFormatError."""
     path = Path(path)
-    head = read_head(path)
-    for reader in READERS:
-        if reader.sniff(head):
-            return reader.open_checkpoint(path)
+    reader = reader_of(path)
+    if reader is not None:
+        return reader.open_checkpoint(path)
+    if path.is_dir():
+        raise ModelFormatError(path, "path", "is a folder without a model in it", "give a model file or its folder")
     raise ModelFormatError(
-        path, "header", "is of no model format that llamagpu reads", "give a llama2.c .bin or a llamagpu model.bin"
+        path, "header", "is of no model format that llamagpu reads", "docs/formats.md lists those that it does"
     )
 
 

@@ -32,7 +32,7 @@ V1_ORDER = (
 WITHOUT_LAYERS = ("tok_embeddings", "norm", "output")
 
 
-def sniff(head: bytes) -> bool:
+def sniff(head: bytes, size: int) -> bool:
     """Whether the first bytes of a file can be a llama2.c header (version 0 has no magic, only plausible numbers)."""
     if len(head) < V0_HEADER_BYTES:
         return False

@@ -1,8 +1,12 @@
-"""Llama (1 and 2, and models of that shape): which operations run in what order, on any backend."""
+"""Llama and models of that shape (Mistral, Qwen2, Qwen3): which operations run in what order, on any backend.
+
+They differ in details that ModelConfig names (bias of q, k, v; norms of q and k; window; RoPE) and that the backend's
+operations take: the order is the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +45,10 @@ class Llama:
             on_loaded_bytes(sum(part.nbytes for part in parts))
             return weight
 
+        def vectors(*names: str) -> Sequence[Any] | None:
+            """Those of ``names`` together: a model has them all or none."""
+            return [tensors[name] for name in names] if names[0] in tensors else None
+
         self.embedding = load(backend.weight, "tok_embeddings")
         self.layers = []
         for i in range(self.config.n_layers):
@@ -48,13 +56,17 @@ class Llama:
             self.layers.append(
                 Layer(
                     attention_norm=load(backend.weight, f"{attention}_norm"),
-                    qkv=load(backend.qkv, f"{attention}.wq", f"{attention}.wk", f"{attention}.wv", config=self.config),
+                    qkv=load(
+                        backend.qkv, f"{attention}.wq", f"{attention}.wk", f"{attention}.wv", config=self.config,
+                        biases=vectors(f"{attention}.wq.bias", f"{attention}.wk.bias", f"{attention}.wv.bias"),
+                        norms=vectors(f"{attention}.q_norm.weight", f"{attention}.k_norm.weight"),
+                    ),
                     wo=load(backend.weight, f"{attention}.wo"),
                     ffn_norm=load(backend.weight, f"layers.{i}.ffn_norm"),
                     gate_up=load(backend.gate_up, f"{feed_forward}.w1", f"{feed_forward}.w3"),
                     w_down=load(backend.weight, f"{feed_forward}.w2"),
                 )
-            )
+            )  # fmt: skip
         self.norm = load(backend.weight, "norm")
         self.head = self.embedding if self.config.tied_head else load(backend.weight, "output")
 

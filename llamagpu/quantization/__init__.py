@@ -1,8 +1,9 @@
 """Quantised matrices: how they are held in memory and what they mean. Nothing here knows of files or devices."""
 
 from llamagpu.quantization.affine import AffineQuant
+from llamagpu.quantization.deferred import Deferred
 from llamagpu.quantization.gptq import affine_from_gptq
 from llamagpu.quantization.int8 import Int8Matrix
 from llamagpu.quantization.random import RandomMatrix
 
-__all__ = ["AffineQuant", "Int8Matrix", "RandomMatrix", "affine_from_gptq"]
+__all__ = ["AffineQuant", "Deferred", "Int8Matrix", "RandomMatrix", "affine_from_gptq"]

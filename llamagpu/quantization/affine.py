@@ -2,6 +2,9 @@
 
     w[o, j] = scales[o, g] * (q[o, j] - zeros[o, g]), g = j // group_size;  y[o] = sum over j of w[o, j] x[perm[j]]
 
+or, where ``has_offsets``, w[o, j] = scales[o, g] * q[o, j] + offsets[o, g]: zeros must be whole numbers, which the
+kernels subtract exactly, and some formats (llama.cpp's Q4_1, Q4_K) have none such.
+
 It is stored as the kernels read it (kernels/tiles.cuh), so a file that holds it goes to the GPU as it is. A tile is 16
 rows by 128 columns; lane 4r + t of a warp holds, of rows r and r + 8 and of each 16 columns, columns 4t to 4t + 3: the
 operand of one tensor-core instruction. Tiles lie row by row of the tile grid; rows are padded to 32, columns to 128.
@@ -42,7 +45,8 @@ class AffineQuant:
     """A matrix [out_features, in_features] of 4 or 8 bits.
 
     q: uint8 [tiles, column blocks, bytes of a tile]. params: float16 or float32 [tiles, groups, 8, 2, 2]: scale and
-    zero of rows r and r + 8. group_size: 16, 32, 64, ... or in_features. perm: int32 [in_features], or None for order.
+    zero (or offset, and then float32) of rows r and r + 8. group_size: 16, 32, 64, ... or in_features. perm: int32
+    [in_features], or None for order.
     """
 
     bits: int
@@ -51,6 +55,7 @@ class AffineQuant:
     q: NDArray[np.uint8]
     params: NDArray[Any]
     perm: NDArray[np.int32] | None = None
+    has_offsets: bool = False
 
     def __post_init__(self) -> None:
         n_tiles, n_blocks = tile_grid(self.shape)
@@ -62,6 +67,8 @@ class AffineQuant:
             raise ValueError(f"q of {self.q.shape} does not hold {self.shape} at {self.bits} bits")
         if self.params.shape != (n_tiles, self.n_groups, 8, 2, 2) or self.params.dtype not in (np.float16, np.float32):
             raise ValueError(f"params of {self.params.shape} do not fit {self.shape} in groups of {self.group_size}")
+        if self.has_offsets and self.params.dtype != np.float32:
+            raise ValueError("offsets are float32")
         if self.perm is not None and self.perm.shape != (self.shape[1],):
             raise ValueError(f"perm of {self.perm.shape} does not fit {self.shape}")
 
@@ -83,11 +90,12 @@ class AffineQuant:
         bits: int,
         group_size: int,
         perm: NDArray[Any] | None = None,
+        has_offsets: bool = False,
     ) -> AffineQuant:
         """From plain rows: q [out, in] of 0 ... 2^bits - 1, scales and zeros [out, ceil(in / group_size)].
 
-        Scales are kept as float16 where that is exact, else as float32. Raises ValueError where sizes do not fit, and
-        for group sizes that ``kernel_group_size`` does not have.
+        has_offsets: ``zeros`` are offsets. Scales are kept as float16 where that is exact, else as float32. Raises
+        ValueError where sizes do not fit, and for group sizes that ``kernel_group_size`` does not have.
         """
         out_features, in_features = q.shape
         if scales.shape != zeros.shape or scales.shape != (out_features, -(-in_features // group_size)):
@@ -107,9 +115,11 @@ class AffineQuant:
         pairs[:out_features, :held, 0], pairs[:out_features, :held, 1] = scales[:, :held], zeros[:, :held]
         with np.errstate(over="ignore"):
             halves = pairs.astype(np.float16)
-        params = halves if np.array_equal(halves.astype(np.float32), pairs) else pairs
+        params = halves if not has_offsets and np.array_equal(halves.astype(np.float32), pairs) else pairs
         order = None if perm is None or np.array_equal(perm, np.arange(in_features)) else perm.astype(np.int32)
-        return cls(bits, size, (out_features, in_features), pack_tiles(rows, bits), tile_params(params), order)
+        return cls(
+            bits, size, (out_features, in_features), pack_tiles(rows, bits), tile_params(params), order, has_offsets
+        )
 
     def rows(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
         """q of rows start to stop, [stop - start, in_features], columns in stored order."""
@@ -119,7 +129,7 @@ class AffineQuant:
         return tiles[start - first * TILE_ROWS : stop - first * TILE_ROWS, : self.shape[1]]
 
     def scales_and_zeros(self, start: int = 0, stop: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Of rows start to stop: [stop - start, ceil(in_features / group_size)] each, float32."""
+        """Of rows start to stop: [stop - start, ceil(in_features / group_size)] each, float32. Offsets for zeros."""
         start, stop, _ = slice(start, stop).indices(self.shape[0])
         first = start // TILE_ROWS
         rows = untile_params(self.params[first : -(-stop // TILE_ROWS)]).astype(np.float32)
@@ -132,8 +142,11 @@ class AffineQuant:
         scales, zeros = self.scales_and_zeros(start, stop)
         for group in range(scales.shape[1]):
             columns = values[:, group * self.group_size : (group + 1) * self.group_size]
-            columns -= zeros[:, group, None]
+            if not self.has_offsets:
+                columns -= zeros[:, group, None]
             columns *= scales[:, group, None]
+            if self.has_offsets:
+                columns += zeros[:, group, None]
         return values
 
 
@@ -205,4 +218,4 @@ def take_rows(matrices: Sequence[AffineQuant], order: NDArray[np.integer[Any]]) 
     pairs = np.zeros((n_tiles * TILE_ROWS, *stacked_params.shape[1:]), stacked_params.dtype)
     pairs[: len(order)] = stacked_params[order]
     tiles = np.ascontiguousarray(q).reshape(n_tiles, n_blocks, -1)
-    return AffineQuant(first.bits, first.group_size, shape, tiles, tile_params(pairs), first.perm)
+    return AffineQuant(first.bits, first.group_size, shape, tiles, tile_params(pairs), first.perm, first.has_offsets)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 from llamagpu.checkpoint import TokenizerSpec
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.mapped_file import check_readable
 from llamagpu.tokenizers.base import StreamDecoder, Tokenizer
-from llamagpu.tokenizers.llama2c import Llama2cTokenizer
 
 MAX_TOKENIZER_BYTES = 1 << 28
+# Kind to module and class, which takes the bytes and the path of its file. Modules are imported when they are needed:
+# some of their libraries cost a tenth of a second.
+KINDS = {
+    "llama2c": ("llamagpu.tokenizers.llama2c", "Llama2cTokenizer"),
+    "sentencepiece": ("llamagpu.tokenizers.sentencepiece", "SentencePieceTokenizer"),
+}
 
 
 def open_spec(spec: TokenizerSpec, path: Path) -> Tokenizer:
     """The tokenizer that a file holds. Raises ModelFormatError."""
-    if spec.kind == "llama2c":
-        return Llama2cTokenizer(spec.data, path)
-    if spec.kind == "sentencepiece":
-        from llamagpu.tokenizers.sentencepiece import SentencePieceTokenizer  # its import costs a tenth of a second
-
-        return SentencePieceTokenizer(spec.data, path)
+    if spec.kind in KINDS:
+        module, name = KINDS[spec.kind]
+        opened: Tokenizer = getattr(import_module(module), name)(spec.data, path)
+        return opened
     raise ModelFormatError(
         path, "tokenizer", f"is of kind {spec.kind[:20]!r}, which this version does not know", "convert the model again"
     )

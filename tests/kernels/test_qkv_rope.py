@@ -45,7 +45,7 @@ def case(
     dtype = DTYPES[kv]
 
     def run(device: Device) -> Arrays:
-        cos, sin = rope_angles(0, capacity, head_dim, config.rope_theta)
+        cos, sin = rope_angles(0, capacity, config)
         angles = device.upload(np.concatenate([cos, sin], axis=1))
         position = device.upload(np.asarray([start], np.int32))
         keys = unwritten(device, config.n_kv_heads, capacity, padded(head_dim), dtype=dtype)
@@ -62,7 +62,7 @@ def case(
         return out
 
     def twin() -> Arrays:
-        cos, sin = rope_angles(start, n, head_dim, config.rope_theta)
+        cos, sin = rope_angles(start, n, config)
         h = rmsnorm(x, norm, EPS) if n_squares else x
         products = (linear(h, widened(w)) + bias for w, bias in zip((wq, wk, wv), biases, strict=True))
         q, k, v = (product.reshape(n, -1, head_dim) for product in products)

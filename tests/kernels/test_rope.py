@@ -30,7 +30,7 @@ def case(kv: str, config: ModelConfig, n: int, start: int, capacity: int = 40, b
     bias = random(len(order), seed=3)
 
     def run(device: Device) -> Arrays:
-        angles = device.upload(np.concatenate(rope_angles(0, capacity, head_dim, config.rope_theta), axis=1))
+        angles = device.upload(np.concatenate(rope_angles(0, capacity, config), axis=1))
         position = device.upload(np.asarray([start], np.int32))
         keys = unwritten(device, config.n_kv_heads, capacity, padded(head_dim), dtype=DTYPES[kv])
         values = unwritten(device, config.n_kv_heads, capacity, padded(head_dim), dtype=DTYPES[kv])
@@ -44,7 +44,7 @@ def case(kv: str, config: ModelConfig, n: int, start: int, capacity: int = 40, b
         return out
 
     def twin() -> Arrays:
-        cos, sin = rope_angles(start, n, head_dim, config.rope_theta)
+        cos, sin = rope_angles(start, n, config)
         whole = np.concatenate([q, k, v], axis=1) + bias * biased
         parts = np.split(whole, [config.q_dim, config.q_dim + config.kv_dim], axis=1)
         by_head = (part.reshape(n, -1, head_dim) for part in parts)

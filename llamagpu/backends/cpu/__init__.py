@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from llamagpu.backends.protocol import Forward
 from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
 from llamagpu.errors import UsageError
-from llamagpu.quantization import AffineQuant, Int8Matrix, RandomMatrix
+from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix, RandomMatrix
 from llamagpu.sampling import SamplingParams
 
 Floats = NDArray[np.float32]
@@ -39,6 +40,15 @@ class CPUCache:
     @property
     def capacity(self) -> int:
         return int(self.keys.shape[2])
+
+
+@dataclass(frozen=True)
+class QKV:
+    """wq, wk, wv, their biases, and the weights of the norms of q and k where the model has them."""
+
+    matrices: tuple[Weight, Weight, Weight]
+    biases: Sequence[Floats] | None
+    norms: Sequence[Floats] | None
 
 
 class CPUSampler:
@@ -61,15 +71,24 @@ class CPUBackend:
     name = "cpu"
 
     def weight(self, tensor: Tensor) -> Weight:
-        """float32 is used in place, straight from the mapped file; float16 is widened, since NumPy is slow with it."""
-        if isinstance(tensor, RandomMatrix):
+        """float32 is used in place, straight from the mapped file; 16 bits are widened: NumPy is slow with them."""
+        if isinstance(tensor, RandomMatrix | Deferred):
             return self.weight(tensor.materialize())
         if isinstance(tensor, Int8Matrix | AffineQuant) or tensor.dtype == np.float32:
             return tensor
         return tensor.astype(np.float32)
 
-    def qkv(self, wq: Tensor, wk: Tensor, wv: Tensor, config: ModelConfig) -> tuple[Weight, Weight, Weight]:
-        return self.weight(wq), self.weight(wk), self.weight(wv)
+    def qkv(
+        self,
+        wq: Tensor,
+        wk: Tensor,
+        wv: Tensor,
+        config: ModelConfig,
+        biases: Sequence[NDArray[Any]] | None = None,
+        norms: Sequence[NDArray[Any]] | None = None,
+    ) -> QKV:
+        as_floats = [part and [vector.astype(np.float32) for vector in part] for part in (biases, norms)]
+        return QKV((self.weight(wq), self.weight(wk), self.weight(wv)), *as_floats)
 
     def gate_up(self, gate: Tensor, up: Tensor) -> tuple[Weight, Weight]:
         return self.weight(gate), self.weight(up)
@@ -94,24 +113,26 @@ class CPUBackend:
         self,
         x: Floats,
         norm: Floats,
-        w: tuple[Weight, Weight, Weight],
+        w: QKV,
         cache: CPUCache,
         layer: int,
         config: ModelConfig,
     ) -> Floats:
         n, start = x.shape[0], cache.length
         h = rmsnorm(x, norm, config.norm_eps)
-        wq, wk, wv = w
-        cos, sin = rope_angles(start, n, config.head_dim, config.rope_theta)
-        q = rope(linear(h, wq).reshape(n, config.n_heads, config.head_dim), cos, sin, config.rope_layout)
-        k = rope(linear(h, wk).reshape(n, config.n_kv_heads, config.head_dim), cos, sin, config.rope_layout)
-        v = linear(h, wv).reshape(n, config.n_kv_heads, config.head_dim)
-        cache.keys[layer, :, start : start + n] = k.transpose(1, 0, 2)
+        products = [linear(h, matrix) for matrix in w.matrices]
+        if w.biases is not None:
+            products = [product + bias for product, bias in zip(products, w.biases, strict=True)]
+        q, k, v = (product.reshape(n, -1, config.head_dim) for product in products)
+        if w.norms is not None:
+            q, k = (rmsnorm(x, norm, config.norm_eps) for x, norm in zip((q, k), w.norms, strict=True))
+        cos, sin = rope_angles(start, n, config)
+        cache.keys[layer, :, start : start + n] = rope(k, cos, sin, config.rope_layout).transpose(1, 0, 2)
         cache.values[layer, :, start : start + n] = v.transpose(1, 0, 2)
-        return q
+        return rope(q, cos, sin, config.rope_layout)
 
     def attention(self, q: Floats, cache: CPUCache, layer: int, config: ModelConfig) -> Floats:
-        return attention(q, cache.keys[layer], cache.values[layer], cache.length)
+        return attention(q, cache.keys[layer], cache.values[layer], cache.length, config.window_of(layer))
 
     def linear_add(self, residual: Floats, x: Floats, w: Weight) -> Floats:
         residual += linear(x, w)

@@ -2,7 +2,8 @@
 
     y[o] = sum over groups g of scales[o, g] * (sum over k in g of q[o, k] x[k] - zeros[o, g] * sum over k in g of x[k])
 
-What ``x @ w.dequantize().T`` says, about eight times as fast, since transposing nibbles is what takes NumPy long.
+(with offsets, + offsets[o, g] in place of - scales[o, g] * zeros[o, g]). What ``x @ w.dequantize().T`` says, about
+eight times as fast, since transposing nibbles is what takes NumPy long.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ def linear_affine(x: Floats, w: AffineQuant) -> Floats:
         sums = sums.reshape(*sums.shape[:3], n_parts, n).transpose(0, 2, 1, 3, 4)  # [tiles, 16, blocks, parts, n]
         rows = slice(start * TILE_ROWS, (start + len(tiles)) * TILE_ROWS)
         scales, zeros = tile_params(w, start, len(tiles), group)
-        if w.bits == 8:
-            zeros = zeros - 128  # as the numbers themselves
-        y[:, rows] = np.einsum("rg,rgn->nr", scales, sums.reshape(len(scales), -1, n)) - sums_of_x @ (scales * zeros).T
+        middle = 128 if w.bits == 8 else 0  # which the numbers themselves are less
+        offsets = zeros + scales * middle if w.has_offsets else -scales * (zeros - middle)
+        y[:, rows] = np.einsum("rg,rgn->nr", scales, sums.reshape(len(scales), -1, n)) + sums_of_x @ offsets.T
     return y[:, :out_features]
 
 

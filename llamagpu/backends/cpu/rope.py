@@ -7,18 +7,21 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagpu.config import RopeLayout
+from llamagpu.config import ModelConfig, RopeLayout
 
 
 @lru_cache(maxsize=2)  # all layers of a step ask for the same
-def rope_angles(start: int, n: int, head_dim: int, theta: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """cos and sin, each [n, head_dim / 2], for positions from ``start``: position * theta^(-2j / head_dim).
+def rope_angles(start: int, n: int, config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """cos and sin, each [n, head_dim / 2], for positions from ``start``: position * theta^(-2j / head_dim) / factor_j.
 
     The angle is computed in float64: at position 100,000 a float32 angle is off by up to 0.005 radians.
     """
-    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    frequencies = config.rope_theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
+    if config.rope_factors is not None:
+        frequencies /= config.rope_factors
     angles = np.arange(start, start + n)[:, None] * frequencies
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    scale = config.rope_attention_factor
+    return (scale * np.cos(angles)).astype(np.float32), (scale * np.sin(angles)).astype(np.float32)
 
 
 def rope(

@@ -63,7 +63,17 @@ class CUDABackend:
             return upload_vector(self.device, tensor)
         return upload_matrix(self.device, tensor)
 
-    def qkv(self, wq: Tensor, wk: Tensor, wv: Tensor, config: ModelConfig) -> Stack:
+    def qkv(
+        self,
+        wq: Tensor,
+        wk: Tensor,
+        wv: Tensor,
+        config: ModelConfig,
+        biases: Sequence[NDArray[Any]] | None = None,
+        norms: Sequence[NDArray[Any]] | None = None,
+    ) -> Stack:
+        if biases is not None or norms is not None or config.sliding_window:
+            raise UsageError("this architecture has no GPU kernels yet: --device cpu runs it")
         stack = upload_qkv(self.device, (wq, wk, wv), config)
         self._qkv_kinds |= {part.matrix.kind for part in stack.parts}
         return stack

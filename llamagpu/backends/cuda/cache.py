@@ -41,5 +41,5 @@ class CUDACache:
         self.values = device.zeros(shape, dtype)
         self.position = device.zeros((1,), np.int32)
         self.tokens = device.zeros((MAX_PROMPT_CHUNK,), np.int32)
-        cos, sin = rope_angles(0, capacity, config.head_dim, config.rope_theta)
+        cos, sin = rope_angles(0, capacity, config)
         self.angles = device.upload(np.concatenate([cos, sin], axis=1))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from llamagpu.backends.cuda.device import Device, DeviceArray
 from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
-from llamagpu.quantization import AffineQuant, Int8Matrix, RandomMatrix
+from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix, RandomMatrix
 from llamagpu.quantization.affine import SMALLEST_GROUP, TILE_COLUMNS, kernel_group_size, take_rows
 
 ROW_PADDING = 16  # elements; kernels/common.cuh
@@ -82,6 +82,8 @@ class Stack:
 
 def stored(tensor: Tensor) -> Stored:
     """The tensor in a form that kernels have; what they do not have (groups under 16) becomes float32."""
+    if isinstance(tensor, Deferred):
+        tensor = tensor.materialize()
     if not isinstance(tensor, Int8Matrix):
         return tensor
     # groups may run over the ends of rows; cut at the largest size that divides both, they do not

@@ -13,7 +13,7 @@ from llamagpu.backends.cpu.linear import BLOCK_ELEMENTS, embedding, linear
 from llamagpu.backends.cpu.rmsnorm import rmsnorm
 from llamagpu.backends.cpu.rope import rope, rope_angles
 from llamagpu.backends.cpu.swiglu import swiglu
-from llamagpu.config import RopeLayout
+from llamagpu.config import ModelConfig, RopeLayout
 from llamagpu.quantization import Int8Matrix
 from tests.small_files import q8_groups
 
@@ -96,7 +96,8 @@ def test_rope(layout: RopeLayout, start: int, head_dim: int) -> None:
                 first, second = (2 * j, 2 * j + 1) if layout == "interleaved" else (j, j + head_dim // 2)
                 turned = complex(x[i, h, first], x[i, h, second]) * complex(math.cos(angle), math.sin(angle))
                 expected[i, h, first], expected[i, h, second] = turned.real, turned.imag
-    got = rope(x, *rope_angles(start, n, head_dim, 10000.0), layout)
+    config = ModelConfig("llama", 16, 16, 1, heads, heads, head_dim, 32, 2048)
+    got = rope(x, *rope_angles(start, n, config), layout)
     assert nmse(got, expected) < 1e-12
 
 
