@@ -1,6 +1,6 @@
 // Causal attention of n new tokens over the KV cache, which already holds their keys and values.
 //
-//     out = softmax(q k^T * scale) v, where the token at row i sees positions 0 ... *position + i
+//     out = softmax(q k^T * scale) v, where the token at row i sees the last `window` of positions 0 ... *position + i
 //
 // One family for decoding and for prompts: the queries that share a key head (group = n_heads / n_kv_heads of each
 // token) are one list of n * group rows, row r being token r / group, and a block takes ROWS of them, so each key and
@@ -31,7 +31,7 @@ template <class KV, int ROWS>
 __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
     attention_split(const float* q, const KV* keys, const KV* values, const int* position, float* partial,
                     float2* stats, int n, int n_heads, int n_kv_heads, int head_dim, int capacity, int lanes_per_key,
-                    float scale) {
+                    int window, float scale) {
     wait_for_previous_kernel();
     launch_dependents();
     extern __shared__ float4 shared4[];
@@ -49,9 +49,9 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
     };
     auto visible = [&](int row) { return start + (first_row + row) / group + 1; };
 
-    const int n_keys = visible(n_rows - 1);
-    const int per_split = ((n_keys + n_splits - 1) / n_splits + TILE - 1) / TILE * TILE;
-    const int begin = split * per_split, end = min(begin + per_split, n_keys);  // none where splits outnumber tiles
+    const int first = max(0, visible(0) - window), n_keys = visible(n_rows - 1);  // that any row sees
+    const int per_split = ((n_keys - first + n_splits - 1) / n_splits + TILE - 1) / TILE * TILE;
+    const int begin = first + split * per_split, end = min(begin + per_split, n_keys);  // none: splits without a tile
     keys += static_cast<size_t>(kv_head) * capacity * stride;
     values += static_cast<size_t>(kv_head) * capacity * stride;
 
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
             for (int row = 0; row < ROWS; row++) {
                 for (int offset = lanes_per_key / 2; offset > 0; offset /= 2)
                     dots[row] += __shfl_xor_sync(ALL_LANES, dots[row], offset);
-                const bool seen = base + key < visible(row);
+                const bool seen = base + key < visible(row) && base + key >= visible(row) - window;
                 if (part == 0) weights[row * TILE + key] = seen ? dots[row] : NEGATIVE_INFINITY;
             }
         }

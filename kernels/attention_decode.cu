@@ -1,6 +1,6 @@
 // Attention of a decode step: a few queries per key head over a long KV cache, at the speed of memory.
 //
-//     out = softmax(q k^T * scale) v, where the token at row i sees positions 0 ... *position + i
+//     out = softmax(q k^T * scale) v, where the token at row i sees the last `window` of positions 0 ... *position + i
 //
 // As attention.cu (same rows, same partial results, put together by its attention_merge), but for at most ROWS rows in
 // all, and made to have many loads in flight: warps share nothing until the end, so there is no barrier in the loop.
@@ -45,7 +45,7 @@ template <class KV, int ROWS>
 __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1)
     attention_decode(const float* q, const KV* keys, const KV* values, const int* position, float* partial,
                      float2* stats, int n, int n_heads, int n_kv_heads, int head_dim, int capacity, int lanes_per_key,
-                     float scale) {
+                     int window, float scale) {
     constexpr int UNROLL = (ROWS > 4 ? 4 : 8) / (sizeof(KV) / 2);
     extern __shared__ float4 shared4[];
     __shared__ float largest_of[DECODE_WARPS][ROWS], sum_of[DECODE_WARPS][ROWS];
@@ -68,9 +68,9 @@ __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1)
     if (n > 0) wait_for_previous_kernel();  // always; as in dot.cuh
     launch_dependents();
 
-    const int start = *position, n_keys = start + n;  // that the last row sees
-    const int per_split = ((n_keys + n_splits - 1) / n_splits + SHARE - 1) / SHARE * SHARE;
-    const int begin = split * per_split, end = min(begin + per_split, n_keys);  // none where splits outnumber shares
+    const int start = *position, first = max(0, start + 1 - window), n_keys = start + n;  // that any row sees
+    const int per_split = ((n_keys - first + n_splits - 1) / n_splits + SHARE - 1) / SHARE * SHARE;
+    const int begin = first + split * per_split, end = min(begin + per_split, n_keys);  // none: splits without a share
 
     float queries[ROWS][8], sums[ROWS][8] = {}, largest[ROWS], sum[ROWS] = {};
     int visible[ROWS];
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1)
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
                 const int key = base + u * keys_per_load + slot;
-                if (key >= min(end, visible[row])) weights[row][u] = NEGATIVE_INFINITY;
+                if (key >= min(end, visible[row]) || key < visible[row] - window) weights[row][u] = NEGATIVE_INFINITY;
             }
             float now = largest[row];
 #pragma unroll

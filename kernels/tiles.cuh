@@ -1,6 +1,7 @@
 // Products with quantised weights on tensor cores: AffineQuant (llamagpu/quantization/affine.py) times 1 to 8 columns.
 //
 //     w[o][k] = scale[o][k / group] * (q[o][k] - zero[o][k / group])
+//     w[o][k] = scale[o][k / group] * q[o][k] + offset[o][k / group]      where the format has OFFSETS (llama.cpp's Q4_K)
 //
 // Shapes    q: tiles of 16 rows by 128 columns, [tiles][blocks][LOADS][32 lanes] of 16 bytes, rows padded to 32. Lane
 //           4r + t holds of row r (the second half of the loads: of row r + 8) and of each 16 columns the columns 4t to
@@ -10,7 +11,8 @@
 // Maths     q - zero is a whole number that bfloat16 holds exactly (4 bits: by masking nibbles into the mantissa of 128
 //           and subtracting 128 + zero). x is two bfloat16. So products are exact, sums are float32, and the scale is
 //           multiplied in once per group. One instruction has 8 columns: for up to 4 columns of x these are 4 high
-//           halves and 4 low ones, for more there are two instructions.
+//           halves and 4 low ones, for more there are two instructions. Offsets are multiplied with the sum of x over
+//           the group, which one more instruction makes, with weights of 1.
 // Threads   a block of TILE_WARPS warps makes two tiles, 32 rows; its warps take turns at the blocks of 128 columns,
 //           DEPTH of which a lane has in flight; their sums are added in the order of the warps through shared memory.
 // Bytes     q and params once for up to 8 columns of x; x comes from L2.
@@ -33,8 +35,9 @@ __device__ __forceinline__ float2 scale_and_zero(float2 param) { return param; }
 
 // BITS 4 or 8; P __half2 or float2; GROUPS: scales that are read per 128 columns, 1 where groups are 128 or longer, 4
 // where they are 32 or 64, 8 where they are 16 (or any, where scales are float32: these are rare).
-template <int BITS, class P, int GROUPS>
+template <int BITS, class P, int GROUPS, bool OFFSETS = false>
 struct Tiles {
+    static constexpr bool HAS_OFFSETS = OFFSETS;
     using Element = uint4;
     using Param = P;
     using Activation = unsigned short;
@@ -118,7 +121,8 @@ struct Tiles {
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 const int shift = BITS == 4 ? 4 * (e % 2 * 4 + half * 2 + e / 2) : 8 * e;
-                w[half * 4 + e] = param.x * (static_cast<float>(word >> shift & ((1u << BITS) - 1u)) - param.y);
+                const float number = static_cast<float>(word >> shift & ((1u << BITS) - 1u));
+                w[half * 4 + e] = OFFSETS ? fmaf(param.x, number, param.y) : param.x * (number - param.y);
             }
         }
     }
@@ -132,6 +136,9 @@ using Q8 = Tiles<8, __half2, 1>;
 using Q8Short = Tiles<8, __half2, 4>;
 using Q8Shortest = Tiles<8, __half2, 8>;
 using Q8F = Tiles<8, float2, 8>;
+using Q4Offset = Tiles<4, float2, 4, true>;
+using Q4OffsetShortest = Tiles<4, float2, 8, true>;
+using Q8Offset = Tiles<8, float2, 8, true>;
 
 // sums[tile][0, 1] and [2, 3]: rows r and r + 8, columns 2t and 2t + 1 of the instruction, over one block of weights.
 // x: the lane's column of the instruction at this block; low: null where that column holds low halves of itself.
@@ -143,7 +150,7 @@ __device__ __forceinline__ void multiply_block(const typename W::Part (&parts)[2
     uint4 of_x, of_low = {};
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
-        float products[2][4] = {};
+        float products[2][4] = {}, of_ones[4] = {};
         float2 params[2][2];
 #pragma unroll
         for (int tile = 0; tile < 2; tile++)
@@ -160,17 +167,25 @@ __device__ __forceinline__ void multiply_block(const typename W::Part (&parts)[2
 #pragma unroll
             for (int tile = 0; tile < 2; tile++) {
                 unsigned row[2], row8[2];
-                W::operand(parts[tile], j, 0, params[tile][0].y, row);
-                W::operand(parts[tile], j, 1, params[tile][1].y, row8);
+                W::operand(parts[tile], j, 0, W::HAS_OFFSETS ? 0.f : params[tile][0].y, row);
+                W::operand(parts[tile], j, 1, W::HAS_OFFSETS ? 0.f : params[tile][1].y, row8);
                 const unsigned a[4] = {row[0], row8[0], row[1], row8[1]};
                 mma_bf16(products[tile], a, b);
                 if (TWO) mma_bf16(products[tile], a, b_low);
+            }
+            if (W::HAS_OFFSETS) {
+                const unsigned ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
+                mma_bf16(of_ones, ones, b);
+                if (TWO) mma_bf16(of_ones, ones, b_low);
             }
         }
 #pragma unroll
         for (int tile = 0; tile < 2; tile++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) sums[tile][i] = fmaf(params[tile][i / 2].x, products[tile][i], sums[tile][i]);
+            for (int i = 0; i < 4; i++) {
+                sums[tile][i] = fmaf(params[tile][i / 2].x, products[tile][i], sums[tile][i]);
+                if (W::HAS_OFFSETS) sums[tile][i] = fmaf(params[tile][i / 2].y, of_ones[i], sums[tile][i]);
+            }
     }
 }
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -94,7 +95,9 @@ def random(*shape: int, seed: int = 0) -> Floats:
     return np.random.default_rng([seed, *shape]).standard_normal(shape, np.float32)
 
 
-GROUPS = {"": 128, "Short": 32, "Shortest": 16, "F": 64}  # of the kinds of kernels/tiles.cuh
+# of the kinds of kernels/tiles.cuh
+GROUPS = {"": 128, "Short": 32, "Shortest": 16, "F": 64, "Offset": 32, "OffsetShortest": 16}
+FLOAT_TYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
 def random_tensor(
@@ -102,26 +105,30 @@ def random_tensor(
 ) -> Tensor:
     """A weight of one of the kinds of kernels/weights.cuh and tiles.cuh. group_size: 0 for one of the kind."""
     w = random(out_features, in_features, seed=seed) / np.float32(np.sqrt(in_features))
-    if kind in ("F32", "F16"):
-        return w.astype({"F32": np.float32, "F16": np.float16}[kind])
+    if kind in FLOAT_TYPES:
+        floats: NDArray[Any] = w.astype(FLOAT_TYPES[kind])
+        return floats
     bits = int(kind[1])
     group_size = group_size or GROUPS[kind[2:]]
-    n_groups = -(-in_features // group_size)
+    n_groups, has_offsets = -(-in_features // group_size), "Offset" in kind
     generator = np.random.default_rng([seed, out_features, in_features, bits])
     q = generator.integers(0, 2**bits, w.shape)
     zeros = generator.integers(0, 2**bits + 1, (out_features, n_groups))  # GPTQ's can be 2^bits
     scales = (generator.random((out_features, n_groups)) + 0.5) / (2**bits * in_features**0.5)
-    scales = scales.astype(np.float32 if kind.endswith("F") else np.float16)
+    scales = scales.astype(np.float32 if kind.endswith("F") or has_offsets else np.float16)
+    if has_offsets:
+        zeros = -scales * zeros * np.float32(1.1)
     perm = generator.permutation(in_features) if permuted else None
-    return AffineQuant.pack(q, scales, zeros, bits, group_size, perm)
+    return AffineQuant.pack(q, scales, zeros, bits, group_size, perm, has_offsets)
 
 
 def kind_of(tensor: Tensor) -> str:
     """What kernels call it."""
     if isinstance(tensor, AffineQuant):
-        return tile_kind(tensor.bits, tensor.params.dtype == np.float32, tensor.group_size, tensor.shape[1])
+        wide = tensor.params.dtype == np.float32
+        return tile_kind(tensor.bits, wide, tensor.group_size, tensor.shape[1], tensor.has_offsets)
     assert isinstance(tensor, np.ndarray)
-    return {"float32": "F32", "float16": "F16"}[tensor.dtype.name]
+    return next(kind for kind, dtype in FLOAT_TYPES.items() if tensor.dtype == dtype)
 
 
 def widened(tensor: Tensor) -> Floats:

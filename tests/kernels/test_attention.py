@@ -35,6 +35,7 @@ def case(
     scale: float = 1.0,
     spare: int = 5,
     form: str = "rows",
+    window: int = 0,
 ) -> Case:
     n_keys, capacity, head_dim = start + n, start + n + spare, config.head_dim
     q = random(n, config.q_dim) * np.float32(scale)
@@ -44,10 +45,11 @@ def case(
     values: NDArray[Any] = random(*shape, seed=2).astype(dtype)
 
     def cache(device: Device, filled: NDArray[Any]) -> DeviceArray:
-        """What is beyond the filled positions is NaN."""
+        """What is beyond the filled positions is NaN, and what is before all windows."""
         whole: NDArray[Any] = np.full((config.n_kv_heads, capacity, padded(head_dim)), np.nan, dtype)
         whole[:, :n_keys] = 0
         whole[:, :n_keys, :head_dim] = filled
+        whole[:, : max(0, start + 1 - window) if window else 0] = np.nan
         return device.upload(whole)
 
     def run(device: Device) -> Arrays:
@@ -57,19 +59,18 @@ def case(
         position = device.upload(np.asarray([start], np.int32))
         cached = cache(device, keys), cache(device, values)
         launches.attention_split(
-            device, upload_rows(device, q), *cached, position, n, n_splits, config, partial, stats
+            device, upload_rows(device, q), *cached, position, n, n_splits, config, window, partial, stats
         )  # fmt: skip
         launches.attention_merge(device, partial, stats, n, n_splits, config, out.target)
         return {"out": out.read()}
 
     def twin() -> Arrays:
         queries = q.reshape(n, config.n_heads, head_dim)
-        return {"out": attention(queries, keys.astype(np.float32), values.astype(np.float32), start)}
+        return {"out": attention(queries, keys.astype(np.float32), values.astype(np.float32), start, window)}
 
     name = f"{kv} {config.n_heads}/{config.n_kv_heads} heads of {head_dim} n={n} at {start} splits {n_splits}"
-    return Case(
-        name + f" scale {scale:g}" * (scale != 1) + " to halves" * (form == "split"), run, twin, tolerance_of(kv)
-    )
+    name += f" scale {scale:g}" * (scale != 1) + " to halves" * (form == "split") + f" window {window}" * bool(window)
+    return Case(name, run, twin, tolerance_of(kv))
 
 
 CASES = [
@@ -86,9 +87,17 @@ CASES += [
 ]
 CASES += [case("float", heads(8, 9, 1, 16), 1, 150, 2, scale=30.0)]  # softmax that is nearly one key
 CASES += [case("__half", heads(8, 6, 2, 20), 11, 90, 3, form="split")]
+CASES += [
+    case(kv, heads(8, 4, 2, 24), n, start, splits, window=window)
+    for kv in KV_TYPES
+    for n, start, splits, window in (
+        (9, 0, 1, 4), (9, 0, 1, 9), (33, 70, 2, 7), (40, 100, 2, 64), (70, 10, 1, 30), (9, 200, 3, 70), (12, 5, 2, 500)
+    )
+]  # fmt: skip
 SMALL = [case(kv, heads(8, n_heads, 1, 300), 1, 130, 2, spare=0) for kv in KV_TYPES for n_heads in (1, 2, 3, 8)]
 SMALL += [case(kv, heads(8, 11, 1, 10), 1, 130, 2, spare=0) for kv in KV_TYPES]
 SMALL += [case("__half", heads(8, 9, 1, 80), 1, 70, 2)]  # threads are left over
 SMALL += [case("__half", heads(8, 9, 1, 36), 1, 70, 2, form="split")]
 SMALL += [case("float", heads(8, 3, 1, 16), 5, 62, 3), case("float", heads(8, 9, 1, 4), 1, 3, 4)]
+SMALL += [case("float", heads(8, 3, 1, 16), 9, 62, 2, window=window) for window in (1, 5, 66)]
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)

@@ -47,10 +47,10 @@ def case(kind: str, dim: int, tokens: list[int], form: str = "", permuted: bool 
         return {"x": x, "vectors": x * norm, "squares": np.square(x).sum(axis=1)} if form else {"x": x}
 
     name = f"{kind} {dim} x{n}" + f" to {form}{' permuted' * permuted}" * bool(form)
-    return Case(name, run, twin, tolerance_of() if form else 0.0 if kind in ("F32", "F16") else 1e-14)
+    return Case(name, run, twin, tolerance_of() if form else 0.0 if kind in ("F32", "F16", "BF16") else 1e-14)
 
 
-DIMS = {"F32": (1, 8, 17, 515, 2048), "F16": (1, 8, 17, 1030, 2048)}
+DIMS = {"F32": (1, 8, 17, 515, 2048), "F16": (1, 8, 17, 1030, 2048), "BF16": (1, 8, 17, 1030, 2048)}
 CASES = [
     case(kind, dim, tokens)
     for kind in WEIGHTS

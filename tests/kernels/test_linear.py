@@ -96,7 +96,7 @@ def weight(kind: str, out_features: int, in_features: int, group_size: int = 0, 
     return random_tensor(kind, out_features, in_features, group_size=group_size, permuted=permuted)
 
 
-SIZES = {"F32": ((1, 1), (17, 100), (9, 515)), "F16": ((2, 8), (17, 100), (9, 1030))}
+SIZES = {"F32": ((1, 1), (17, 100), (9, 515)), "F16": ((2, 8), (17, 100), (9, 1030)), "BF16": ((2, 8), (9, 1030))}
 TILE_SIZES = ((1, 1), (17, 100), (70, 272))
 NS = (1, 2, 3, 4, 5, 6, 7, 8)
 CASES = [case(weight(kind, *size), n) for kind in FLOATS for size in SIZES[kind] for n in NS]

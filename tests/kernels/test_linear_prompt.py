@@ -49,11 +49,11 @@ def case(
 
 SIZES = ((1, 32, 9), (17, 96, 16), (64, 64, 64), (70, 128, 65), (130, 352, 33))
 ODD_SIZES = ((3, 1, 9), (63, 50, 63), (65, 100, 70))  # in_features that 16 and 32 do not divide
-CASES = [case(kind, *size) for kind in ("F32", "F16", "Q4", "Q8F") for size in (*SIZES, *ODD_SIZES)]
+CASES = [case(kind, *size) for kind in ("F32", "F16", "BF16", "Q4", "Q8F", "Q4Offset") for size in (*SIZES, *ODD_SIZES)]
 CASES += [case(kind, 70, 200, 12) for kind in TILES]
 CASES += [case(kind, 20, 64, 20, scale) for kind in ("F32", "F16", "Q4") for scale in (1e-6, 1e6)]
 CASES += [case(kind, 20, 520, 12, group_size=size) for kind in ("Q4", "Q8") for size in (16, 64, 256, 520)]
 CASES += [case(kind, 20, 64, 12, first=3, step=2) for kind in ("F16", "Q4")]
-SMALL = [case(kind, 66, 81, 66) for kind in ("F32", "F16", "Q4", "Q8F")]
+SMALL = [case(kind, 66, 81, 66) for kind in ("F32", "F16", "BF16", "Q4", "Q8F", "Q8Offset")]
 SMALL += [case("F32", 66, 70, 9), case("F16", 66, 70, 9), case("Q4", 32, 130, 9)]  # the last row ends the matrix
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)

@@ -77,7 +77,7 @@ def case(
 CASES = [
     case(kind, kv, heads(36, 4, 2, 6, "half_split" if n % 2 else "interleaved"), n, start=n * 3)
     for kind in FLOATS
-    for kv in KV_TYPES
+    for kv in (KV_TYPES if kind != "BF16" else ("__half",))
     for n in (1, 2, 3, 4, 5, 6, 7, 8, 11)
 ]
 CASES += [
@@ -97,7 +97,8 @@ CASES += [
     for kind in WEIGHTS
     for n in (1, 7)
 ]
-SMALL = [case(kind, kv, heads(32, 2, 1, 6, "half_split"), 3, 2) for kind in FLOATS for kv in KV_TYPES]
+SMALL = [case(kind, kv, heads(32, 2, 1, 6, "half_split"), 3, 2) for kind in ("F32", "F16") for kv in KV_TYPES]
+SMALL += [case(kind, "__half", heads(40, 2, 1, 6), 3, 2, biased=True) for kind in ("BF16", "Q4Offset", "Q8Offset")]
 SMALL += [case("F16", "float", heads(20, 2, 1, 4), 10, 1)]
 SMALL += [case("F16", "float", heads(20, 3, 1, 6), 1, 43, biased=True)]  # warps are left over
 SMALL += [case(kind, "__half", heads(140, 3, 1, 6, "half_split"), 3, 2, n_squares=4) for kind in ("Q4", "Q8")]

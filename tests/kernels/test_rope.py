@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from llamagpu.backends.cpu.rmsnorm import rmsnorm
 from llamagpu.backends.cpu.rope import rope, rope_angles
 from llamagpu.backends.cuda import launches
 from llamagpu.backends.cuda.device import Device
 from llamagpu.backends.cuda.kernels import KV_TYPES
-from llamagpu.backends.cuda.matrix import padded, pair_order
+from llamagpu.backends.cuda.matrix import padded, pair_order, upload_vector
 from llamagpu.config import ModelConfig
 from tests.kernels.harness import (
     Arrays,
@@ -24,10 +25,13 @@ from tests.kernels.harness import (
 from tests.kernels.test_qkv_rope import DTYPES, heads
 
 
-def case(kv: str, config: ModelConfig, n: int, start: int, capacity: int = 40, biased: bool = False) -> Case:
+def case(
+    kv: str, config: ModelConfig, n: int, start: int, capacity: int = 40, biased: bool = False, normed: bool = False
+) -> Case:  # fmt: skip
     q, k, v = random(n, config.q_dim), random(n, config.kv_dim, seed=1), random(n, config.kv_dim, seed=2)
     head_dim, order = config.head_dim, pair_order(config)
     bias = random(len(order), seed=3)
+    norms = [random(head_dim, seed=4 + i) for i in range(2)]
 
     def run(device: Device) -> Arrays:
         angles = device.upload(np.concatenate(rope_angles(0, capacity, config), axis=1))
@@ -37,7 +41,8 @@ def case(kv: str, config: ModelConfig, n: int, start: int, capacity: int = 40, b
         turned = unwritten(device, n, padded(config.q_dim))
         qkv = upload_rows(device, np.concatenate([q, k, v], axis=1)[:, order])
         biases = device.upload(bias[order]) if biased else None
-        launches.rope_append(device, qkv, biases, angles, position, n, config, keys, values, turned)
+        of_heads = (upload_vector(device, norms[0]), upload_vector(device, norms[1])) if normed else None
+        launches.rope_append(device, qkv, biases, of_heads, angles, position, n, config, keys, values, turned)
         out = {"q": download_rows(device, turned, config.q_dim)}
         for name, cache in (("keys", keys), ("values", values)):
             out[name] = appended(device, cache, start, n, head_dim)
@@ -49,11 +54,13 @@ def case(kv: str, config: ModelConfig, n: int, start: int, capacity: int = 40, b
         parts = np.split(whole, [config.q_dim, config.q_dim + config.kv_dim], axis=1)
         by_head = (part.reshape(n, -1, head_dim) for part in parts)
         turned, keys, values = next(by_head), next(by_head), next(by_head)
+        if normed:
+            turned, keys = (rmsnorm(x, norm, config.norm_eps) for x, norm in zip((turned, keys), norms, strict=True))
         turned, keys = rope(turned, cos, sin, config.rope_layout), rope(keys, cos, sin, config.rope_layout)
         return {"q": turned.reshape(n, -1), "keys": keys.transpose(1, 0, 2), "values": values.transpose(1, 0, 2)}
 
     shape = f"{config.n_heads}/{config.n_kv_heads} heads of {head_dim} {config.rope_layout}"
-    return Case(f"{kv} {shape} n={n} at {start}{' bias' * biased}", run, twin, tolerance_of(kv))
+    return Case(f"{kv} {shape} n={n} at {start}{' bias' * biased}{' norms' * normed}", run, twin, tolerance_of(kv))
 
 
 CASES = [
@@ -64,7 +71,13 @@ CASES = [
     for n, start in ((9, 0), (11, 29))
 ]
 CASES += [case("float", heads(8, 3, 1, 10, "half_split"), 10, 3, biased=True)]
+CASES += [
+    case("float", heads(8, *shape, "half_split"), n, 3, biased=n == 9, normed=True)
+    for shape in ((3, 1, 10), (4, 2, 64), (2, 2, 128), (5, 1, 2))
+    for n in (1, 9)
+]
 SMALL = [case(kv, heads(8, 3, 1, 10, "half_split"), 9, 31) for kv in KV_TYPES] + [
-    case("float", heads(8, 5, 2, 38), 2, 0, biased=True)
+    case("float", heads(8, 5, 2, 38), 2, 0, biased=True),
+    case("float", heads(8, 3, 1, 66, "half_split"), 2, 5, normed=True),
 ]
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(
 )
 WAIT, DEPENDENTS_MAY_BEGIN = "ACQBULK", "PREEXIT"  # griddepcontrol.wait, griddepcontrol.launch_dependents
 FIRST_LOADS = {"F32": 8, "F16": 8, "Q4": 12, "Q4Short": 4, "Q4Shortest": 4, "Q4F": 4}  # of 16 bytes; 8 bits: 8
+FIRST_LOADS |= {"Q4Offset": 4, "Q4OffsetShortest": 4}
 KERNELS = [
     (family, kernel, weights)
     for family, kernel in (
@@ -53,6 +54,7 @@ def test_weights_are_on_their_way_before_the_wait(family: str, kernel: str, weig
         ("attention_decode", "attention_decode<__half, 4>"),
         ("attention", "attention_merge"),
         ("attention", "attention_split<__half, 8>"),
+        ("rope", "rope_append<__half>"),
         ("sample", "sample_scan"),
     ],
 )
@@ -67,4 +69,4 @@ def test_nothing_that_a_kernel_wrote_is_read_through_the_read_only_cache() -> No
     loads = [op for op in after if op.startswith("LDG")]
     assert len(loads) > 16
     assert not any("CONSTANT" in op for op in loads)
-    assert FLOATS == ("F32", "F16")
+    assert FLOATS == ("F32", "F16", "BF16")

@@ -71,6 +71,23 @@ def test_a_16_byte_load_is_one_row_and_neighbours_lie_together(bits: int) -> Non
                 assert [*pairs[0], *pairs[1]] == row[start : start + 4].tolist()
 
 
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_offsets_in_place_of_zeros(bits: int, shape: tuple[int, int], group_size: int) -> None:
+    q, scales, zeros = parts(bits, shape, group_size)
+    offsets = (zeros * np.float32(0.37)).astype(np.float16)
+    matrix = AffineQuant.pack(q, scales, offsets, bits, group_size, has_offsets=True)
+    assert matrix.params.dtype == np.float32
+    group = np.arange(shape[1]) // group_size
+    expected = scales.astype(np.float32)[:, group] * q.astype(np.float32) + offsets.astype(np.float32)[:, group]
+    np.testing.assert_array_equal(matrix.dequantize(), expected)
+    np.testing.assert_array_equal(take_rows([matrix], np.arange(shape[0])[::-1]).dequantize(), expected[::-1])
+    x = np.random.default_rng(3).standard_normal((3, shape[1]), np.float32)
+    got, by_definition = linear(x, matrix), x.astype(np.float64) @ expected.T
+    assert np.square(got - by_definition).sum() <= 1e-10 * np.square(by_definition).sum()
+
+
 def test_rows_of_several_in_another_order() -> None:
     first, second = (AffineQuant.pack(*parts(4, (n, 140), 32), 4, 32) for n in (20, 7))
     order = np.random.default_rng(1).permutation(27)

@@ -72,9 +72,7 @@ class CUDABackend:
         biases: Sequence[NDArray[Any]] | None = None,
         norms: Sequence[NDArray[Any]] | None = None,
     ) -> Stack:
-        if biases is not None or norms is not None or config.sliding_window:
-            raise UsageError("this architecture has no GPU kernels yet: --device cpu runs it")
-        stack = upload_qkv(self.device, (wq, wk, wv), config)
+        stack = upload_qkv(self.device, (wq, wk, wv), config, biases, norms)
         self._qkv_kinds |= {part.matrix.kind for part in stack.parts}
         return stack
 
@@ -167,24 +165,32 @@ class CUDABackend:
         self, x: Residual, norm: DeviceArray, w: Stack, cache: CUDACache, layer: int, config: ModelConfig
     ) -> DeviceArray:
         q = self.scratch("q", x.n, config.q_dim)
-        place = (None, cache.angles, cache.position, x.n, config, cache.keys[layer], cache.values[layer], q)
+        place = (cache.angles, cache.position, x.n, config, cache.keys[layer], cache.values[layer], q)
         if is_fused(x.n, w):
             matrix = w.parts[0].matrix
-            launches.qkv_rope(self.device, matrix, self.read_normed(x, norm, config.norm_eps, matrix), *place)
+            vectors = self.read_normed(x, norm, config.norm_eps, matrix)
+            if w.norms is None:
+                launches.qkv_rope(self.device, matrix, vectors, w.bias, *place)
+                return q
+            # the norm of a head needs all of it, which no block of the product has
+            qkv = self.scratch("qkv", x.n, w.out_features)
+            launches.linear(self.device, matrix, vectors, x.n, qkv, w.out_features)
         else:
-            h = self.normed_rows(x, norm, config.norm_eps)
-            launches.rope_append(self.device, self.products(h, x.n, w, "qkv"), *place)
+            qkv = self.products(self.normed_rows(x, norm, config.norm_eps), x.n, w, "qkv")
+        launches.rope_append(self.device, qkv, w.bias, w.norms, *place)
         return q
 
     def attention(self, q: DeviceArray, cache: CUDACache, layer: int, config: ModelConfig) -> Coming:
-        n = q.shape[0]
-        n_splits = launches.attention_splits(self.device, n, cache.limit, config)
+        n, window = q.shape[0], config.window_of(layer)
+        limit = min(cache.limit, window + n) if window else cache.limit
+        n_splits = launches.attention_splits(self.device, n, limit, config)
         n_queries = n_splits * n * config.n_heads
         partial = self.scratch("partial", n_queries, config.head_dim)
         stats = self.scratch("stats", -(-n_queries // 8), 16)  # two numbers a query, in rows of 16
         launches.attention_split(
-            self.device, q, cache.keys[layer], cache.values[layer], cache.position, n, n_splits, config, partial, stats
-        )
+            self.device, q, cache.keys[layer], cache.values[layer], cache.position, n, n_splits, config, window,
+            partial, stats,
+        )  # fmt: skip
 
         def write(target: Target) -> None:
             launches.attention_merge(self.device, partial, stats, n, n_splits, config, target)

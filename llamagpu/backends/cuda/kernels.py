@@ -14,8 +14,9 @@ from pathlib import Path
 
 from llamagpu.errors import LlamaGPUError
 
-FLOATS = ("F32", "F16")  # structs of kernels/weights.cuh
-TILES = tuple(f"Q{bits}{kind}" for bits in (4, 8) for kind in ("", "Short", "Shortest", "F"))  # of kernels/tiles.cuh
+FLOATS = ("F32", "F16", "BF16")  # structs of kernels/weights.cuh
+OFFSETS = ("Q4Offset", "Q4OffsetShortest", "Q8Offset")
+TILES = (*(f"Q{bits}{kind}" for bits in (4, 8) for kind in ("", "Short", "Shortest", "F")), *OFFSETS)  # of tiles.cuh
 WEIGHTS = FLOATS + TILES
 KV_TYPES = ("float", "__half")
 COLUMNS = {**dict.fromkeys(FLOATS, (1, 2, 4, 8)), **dict.fromkeys(TILES, (4, 8))}  # of one pass over the weights
@@ -29,7 +30,7 @@ INSTANCES: dict[str, tuple[str, ...]] = {
     "qkv_rope": tuple(
         f"qkv_rope<{w}, {kv}, {c}>"
         for w in WEIGHTS
-        for kv in (KV_TYPES if w in FLOATS else ("__half",))
+        for kv in (KV_TYPES if w in ("F32", "F16") else ("__half",))
         for c in COLUMNS[w]
     ),
     "attention": (*(f"attention_split<{kv}, {rows}>" for kv in KV_TYPES for rows in ROWS), "attention_merge"),

@@ -22,7 +22,8 @@ MERGE_THREADS, MOST_SPLITS = 64, 256
 SPLIT_THREADS = 256
 SPLIT_BF16_THREADS = 128
 PROMPT_THREADS, PROMPT_TILE = 128, 64
-ROPE_THREADS = 128
+ROPE_HEADS = 4
+NO_WINDOW = 2**31 - 1
 SWIGLU_THREADS = 128
 DECODE_WARPS, WIDEST_DECODE_HEAD = 4, 256  # kernels/attention_decode.cu
 KV_NAMES = {"float32": "float", "float16": "__half"}  # in C++
@@ -169,6 +170,7 @@ def rope_append(
     device: Device,
     qkv: DeviceArray,
     bias: DeviceArray | None,
+    norms: tuple[DeviceArray, DeviceArray] | None,
     angles: DeviceArray,
     position: DeviceArray,
     n: int,
@@ -177,12 +179,13 @@ def rope_append(
     values: DeviceArray,
     q: DeviceArray,
 ) -> None:
-    """What qkv_rope does after its products, which are qkv, in the order of pairs."""
+    """What qkv_rope does after its products, which are qkv, in the order of pairs; norms: of the heads of q and k."""
     launch = device.kernel("rope", f"rope_append<{KV_NAMES[keys.dtype.name]}>")
-    n_pairs = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim // 2
+    n_heads = config.n_heads + 2 * config.n_kv_heads
     sizes = (config.n_heads, config.n_kv_heads, config.head_dim, keys.shape[1], config.rope_layout == "half_split")
-    args = (qkv, bias, angles, position, q, keys, values, *map(i32, sizes))
-    launch((-(-n_pairs // ROPE_THREADS), n), (ROPE_THREADS,), args, 0)
+    vectors = (qkv, bias, *(norms or (None, None)), f32(config.norm_eps), angles)
+    args = (*vectors, position, q, keys, values, *map(i32, sizes))
+    launch((-(-n_heads // ROPE_HEADS), n), (ROPE_HEADS * 32,), args, 0, True)
 
 
 def swiglu(device: Device, gate_up: DeviceArray, width: int, n: int, y: DeviceArray) -> None:
@@ -214,10 +217,13 @@ def attention_split(
     n: int,
     n_splits: int,
     config: ModelConfig,
+    window: int,
     partial: DeviceArray,
     stats: DeviceArray,
 ) -> None:
     """Causal attention of the n tokens at *position over the cache, which already holds theirs, in n_splits parts.
+
+    window: positions that a token sees, 0 for all.
 
     partial float32 [n_splits, n, n_heads, padded(head_dim)]; stats float32 [n_splits, n, n_heads, 2].
     """
@@ -236,7 +242,7 @@ def attention_split(
         launch = device.kernel("attention", f"attention_split{instance}")
         threads = ATTENTION_THREADS
         shared_floats = rows * stride * (threads // (stride // 8)) + rows * ATTENTION_TILE
-    sizes = map(i32, (n, n_heads, n_kv_heads, head_dim, keys.shape[1], lanes_per_key))
+    sizes = map(i32, (n, n_heads, n_kv_heads, head_dim, keys.shape[1], lanes_per_key, window or NO_WINDOW))
     args = (q, keys, values, position, partial, stats, *sizes, f32(head_dim**-0.5))
     launch((n_blocks, n_kv_heads, n_splits), (threads,), args, 4 * shared_floats, True)
 

@@ -70,10 +70,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Stack:
-    """Matrices that read the same vector. One part where they are of one kind: then the fused kernels take it."""
+    """Matrices that read the same vector. One part where they are of one kind: then the fused kernels take it.
+
+    bias: float32 [out_features], in the order of the outputs. norms: float32 [head_dim], of the heads of q and k.
+    """
 
     parts: tuple[Part, ...]
     out_features: int
+    bias: DeviceArray | None = None
+    norms: tuple[DeviceArray, DeviceArray] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -103,7 +108,9 @@ def upload_matrix(device: Device, tensor: Tensor) -> DeviceMatrix:
 def upload(device: Device, matrix: Stored) -> DeviceMatrix:
     out_features, in_features = matrix.shape
     if isinstance(matrix, np.ndarray):
-        kind = {"float32": "F32", "float16": "F16"}[matrix.dtype.name]
+        kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[matrix.dtype.name]
+        if kind == "BF16":
+            matrix = matrix.view(np.uint16)  # CuPy knows no bfloat16
         rows = matrix if out_features % 2 == 0 else np.concatenate([matrix, np.zeros_like(matrix[:1])])
         return DeviceMatrix(kind, device.upload(pad_rows(rows)), None, 0, out_features, in_features)
     if isinstance(matrix, RandomMatrix):
@@ -113,7 +120,7 @@ def upload(device: Device, matrix: Stored) -> DeviceMatrix:
     if matrix.perm is not None:
         place, perm = device.upload(np.argsort(matrix.perm).astype(np.int32)), device.upload(matrix.perm)
     return DeviceMatrix(
-        tile_kind(matrix.bits, wide, matrix.group_size, in_features),
+        tile_kind(matrix.bits, wide, matrix.group_size, in_features, matrix.has_offsets),
         device.upload(np.ascontiguousarray(matrix.q)),
         device.upload(np.ascontiguousarray(matrix.params)),
         group_shift(matrix.group_size, in_features),
@@ -143,8 +150,10 @@ def upload_random(device: Device, matrix: RandomMatrix) -> DeviceMatrix:
     )
 
 
-def tile_kind(bits: int, wide: bool, group_size: int, in_features: int) -> str:
+def tile_kind(bits: int, wide: bool, group_size: int, in_features: int, has_offsets: bool = False) -> str:
     """The struct of kernels/tiles.cuh; wide: scales are float32."""
+    if has_offsets:
+        return f"Q{bits}Offset" + ("Shortest" if bits == 4 and group_size <= SMALLEST_GROUP < in_features else "")
     if wide:
         return f"Q{bits}F"
     whole = group_size >= TILE_COLUMNS or group_size == in_features
@@ -167,7 +176,7 @@ def join(matrices: Sequence[Stored], order: NDArray[np.integer[Any]]) -> Stored 
     quantized = [matrix for matrix in matrices if isinstance(matrix, AffineQuant)]
     if len(quantized) < len(matrices):
         return None
-    kinds = {(matrix.bits, matrix.group_size, matrix.params.dtype) for matrix in quantized}
+    kinds = {(matrix.bits, matrix.group_size, matrix.params.dtype, matrix.has_offsets) for matrix in quantized}
     perms = {None if matrix.perm is None else matrix.perm.tobytes() for matrix in quantized}
     return take_rows(quantized, order) if len(kinds) == len(perms) == 1 else None
 
@@ -182,12 +191,20 @@ def pair_order(config: ModelConfig) -> NDArray[np.int64]:
     return np.concatenate([head + i * config.head_dim for i, head in enumerate(heads)])
 
 
-def upload_qkv(device: Device, tensors: Sequence[Tensor], config: ModelConfig) -> Stack:
-    """wq, wk, wv with their rows in ``pair_order``."""
+def upload_qkv(
+    device: Device,
+    tensors: Sequence[Tensor],
+    config: ModelConfig,
+    biases: Sequence[NDArray[Any]] | None = None,
+    norms: Sequence[NDArray[Any]] | None = None,
+) -> Stack:
+    """wq, wk, wv and their biases with their rows in ``pair_order``; the norms of the heads of q and k."""
     matrices, order = [stored(tensor) for tensor in tensors], pair_order(config)
+    bias = None if biases is None else device.upload(np.concatenate(biases).astype(np.float32)[order])
+    q_and_k = None if norms is None else (upload_vector(device, norms[0]), upload_vector(device, norms[1]))
     together = join(matrices, order)
     if together is not None:
-        return Stack((Part(upload(device, together), 0, 1),), len(order))
+        return Stack((Part(upload(device, together), 0, 1),), len(order), bias, q_and_k)
     parts, first = [], 0
     for matrix in matrices:
         width = matrix.shape[0]
@@ -195,7 +212,7 @@ def upload_qkv(device: Device, tensors: Sequence[Tensor], config: ModelConfig) -
         assert own is not None
         parts.append(Part(upload(device, own), first, 1))
         first += width
-    return Stack(tuple(parts), len(order))
+    return Stack(tuple(parts), len(order), bias, q_and_k)
 
 
 def upload_gate_up(device: Device, gate: Tensor, up: Tensor) -> Stack:
