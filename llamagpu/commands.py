@@ -6,21 +6,20 @@ import importlib.metadata
 import os
 import platform
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from llamagpu import __version__
 from llamagpu.backends.cuda.kernels import kernel_folder
-from llamagpu.checkpoint import Checkpoint, Tensor
 from llamagpu.devices import choose_device, cpu_description, peak_memory_bytes, why_no_gpu
 from llamagpu.errors import LlamaGPUError, UsageError, printable
 from llamagpu.formats import is_model, native, open_checkpoint
 from llamagpu.generation import MAX_TOKENS, Generation
 from llamagpu.gpu_driver import count_gpus
 from llamagpu.llm import DEMO, find_tokenizer, load, model_path
-from llamagpu.quantization import AffineQuant
+from llamagpu.model_info import rows_of
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, write_text
 from llamagpu.tokenizers import open_spec, read_spec
@@ -49,7 +48,7 @@ def run(
     """Continue a text. stdout is the generated text and nothing else.
 
     Args:
-        model: A model file, or demo, the built-in model.
+        model: A model file or folder, or demo, the built-in model.
         prompt: The text to continue. Empty: the model begins by itself.
         device: auto, cuda, cuda:N or cpu. auto says which it takes, and why.
         max_tokens: Stop after this many new tokens.
@@ -89,6 +88,8 @@ def run(
 
     generation = llm.generate(text, max_tokens, stop=stop or [], on_prompt_tokens=on_prompt_tokens, **asdict(sampling))
     progress.total = len(generation.prompt_tokens)
+    for note in llm.checkpoint.notes:
+        say(printable(note))
     say(": ".join(filter(None, (f"running on {llm.device.description}", llm.device.why_not_gpu))))
     if temperature > 0:
         say(f"seed {generation.params.seed}")
@@ -147,10 +148,10 @@ def say_end(generation: Generation, notice: str) -> None:
 
 
 def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None = None) -> None:
-    """Show what a model file is: shape, weights, tokenizer, memory.
+    """Show what a model file or folder is: shape, weights, tokenizer, bytes per token, memory.
 
     Args:
-        model: A model file, or demo.
+        model: A model file or folder, or demo.
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         context: Number of positions to state the memory for. By default what the model was trained for.
     """
@@ -167,53 +168,8 @@ def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None
         if tokenizer is not None:
             raise
         about_tokenizer = f"none: {error}"
-    file_bytes = checkpoint.path.stat().st_size
-    kv_bytes = positions * config.kv_bytes_per_token()
-    rows = [
-        ("file", f"{printable(str(checkpoint.path))} ({human_bytes(file_bytes)})"),
-        ("format", checkpoint.format),
-        ("architecture", config.architecture),
-        ("parameters", f"{checkpoint.n_parameters:,} in {len(checkpoint.tensors)} tensors"),
-        ("weights", f"{weight_types(checkpoint)}; {human_bytes(checkpoint.nbytes)}"),
-        ("layers", str(config.n_layers)),
-        ("dim", f"{config.dim} (feed-forward {config.hidden_dim})"),
-        ("heads", f"{config.n_heads} of {config.head_dim}, {config.n_kv_heads} for keys and values"),
-        ("vocabulary", f"{config.vocab_size} ({'tied head' if config.tied_head else 'separate head'})"),
-        ("positions", str(config.max_seq_len)),
-        ("RoPE", f"theta {config.rope_theta:g}, {config.rope_layout}"),
-        ("norm eps", f"{config.norm_eps:g}"),
-        ("tokenizer", about_tokenizer),
-        (
-            "KV cache",
-            f"{human_bytes(kv_bytes)} at {positions} positions (float32; on a GPU float16 unless weights are)",
-        ),
-        ("memory", f"about {human_bytes(kv_bytes + cpu_weight_bytes(checkpoint))} on the CPU at {positions} positions"),
-    ]
-    for name, value in rows:
+    for name, value in rows_of(checkpoint, about_tokenizer, positions):
         print(f"{name:<13} {value}")
-
-
-def weight_types(checkpoint: Checkpoint) -> str:
-    """Such as "int8 x 36 tensors, float32 x 11"."""
-    counts: dict[str, int] = {}
-    for tensor in checkpoint.tensors.values():
-        kind = type_name(tensor)
-        counts[kind] = counts.get(kind, 0) + 1
-    return ", ".join(f"{kind} x {n}" for kind, n in sorted(counts.items(), key=lambda item: -item[1]))
-
-
-def type_name(tensor: Tensor) -> str:
-    """What people call the type of a weight."""
-    if isinstance(tensor, AffineQuant):
-        group = "row" if tensor.group_size == tensor.shape[1] else str(tensor.group_size)
-        return f"{tensor.bits}-bit (group {group})"
-    return str(tensor.dtype) if isinstance(tensor, np.ndarray) else "int8"
-
-
-def cpu_weight_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of the weights on the CPU backend, which widens float16."""
-    widened = (isinstance(t, np.ndarray) and t.dtype == np.float16 for t in checkpoint.tensors.values())
-    return sum(t.nbytes * (2 if wide else 1) for t, wide in zip(checkpoint.tensors.values(), widened, strict=True))
 
 
 def convert(src: str, out: str, *, tokenizer: str | None = None, force: bool = False) -> None:
@@ -239,10 +195,12 @@ def convert(src: str, out: str, *, tokenizer: str | None = None, force: bool = F
             spec = find_tokenizer(checkpoint, tokenizer)[0]
         except UsageError as error:
             raise UsageError(f"{error} (or leave it out with --tokenizer none)") from None
-    whole = Checkpoint(checkpoint.path, checkpoint.format, checkpoint.config, checkpoint.tensors, spec)
+    whole = replace(checkpoint, tokenizer=spec)
     progress = ProgressBar("writing", "B", total=checkpoint.nbytes)
     native.write(path.resolve(), whole, progress.advance)  # behind a link, the file that it names
     progress.close()
+    for note in checkpoint.notes:
+        say(printable(note))
     say(f"wrote {out}: {human_bytes(path.stat().st_size)}, {'tokenizer inside' if spec else 'no tokenizer'}")
 
 
@@ -250,7 +208,7 @@ def tokenize(model: str, text: str, *, tokenizer: str | None = None, bos: bool =
     """Show the token ids of a text, on one line.
 
     Args:
-        model: A model file, demo, or a tokenizer file.
+        model: A model file or folder, demo, or a tokenizer file.
         text: The text.
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         bos: Begin with the model's start token, as run does.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 1 << 62
 PROMPT_CHUNK = 512  # tokens of the prompt that go through the model as one matrix
+SMALLEST_CACHE = 512  # positions
 
 StopReason = Literal["eos", "stop", "max_tokens", "context", "unfinished"]
 
@@ -89,7 +90,7 @@ class Generation:
         # llama2.c's models open the next story with BOS
         end_ids = {llm.tokenizer.bos_id, llm.tokenizer.eos_id, *llm.checkpoint.stop_tokens}
         start = time.perf_counter()
-        cache = llm.backend.kv_cache(llm.config, llm.context)
+        cache = llm.backend.kv_cache(llm.config, positions(len(prompt) + self.max_tokens, llm.context))
         sampler = llm.backend.sampler(self.params, llm.config.vocab_size)
         sampler.see(prompt)
         for at in range(0, len(prompt), PROMPT_CHUNK):
@@ -115,6 +116,18 @@ class Generation:
             self.decode_seconds += time.perf_counter() - start
             self.decode_steps += 1
         self.stop_reason = "eos"
+
+
+def positions(needed: int, context: int) -> int:
+    """Positions to take memory for: 512, 2048, 8192, ..., at most the context.
+
+    A model that was trained for 131,072 positions should not fill a GPU with the keys of a short text; and a little
+    more text should not run with other shapes of kernels.
+    """
+    n_positions = SMALLEST_CACHE
+    while n_positions < min(needed, context):
+        n_positions *= 4
+    return min(n_positions, context)
 
 
 class StopStrings:

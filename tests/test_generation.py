@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import llamagpu
 from llamagpu.backends.cpu.sample import sample
 from llamagpu.errors import ModelFormatError, UsageError
-from llamagpu.generation import StopStrings
+from llamagpu.generation import StopStrings, positions
 from llamagpu.llm import LLM
 from llamagpu.sampling import SamplingParams
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes
@@ -78,6 +79,11 @@ def test_a_prompt_longer_than_the_context_is_refused(llm: LLM) -> None:
     assert "".join(llm.generate("x" * 30, max_tokens=1, temperature=0)) is not None  # 1 + 1 + 30: just fits
 
 
+def test_no_more_memory_is_taken_than_the_text_may_need() -> None:
+    assert [positions(n, 131072) for n in (1, 512, 513, 2049, 40000, 10**9)] == [512, 512, 2048, 8192, 131072, 131072]
+    assert positions(100, 32) == 32
+
+
 def test_a_smaller_context_can_be_asked_for(small_model: Path) -> None:
     generation = llamagpu.load(small_model, context=8).generate("a", max_tokens=1000, temperature=0)
     "".join(generation)
@@ -101,6 +107,16 @@ def test_the_end_token_ends_the_text_and_is_not_in_it(end: int, tmp_path: Path) 
     generation = llamagpu.load(path).generate("", temperature=0)
     assert "".join(generation) == "the"
     assert (generation.stop_reason, generation.tokens) == ("eos", [270])
+
+
+def test_the_models_own_stop_tokens_end_the_text(llm: LLM) -> None:
+    whole = llm.generate("a", max_tokens=8, temperature=0)
+    text = "".join(whole)
+    llm.checkpoint = replace(llm.checkpoint, stop_tokens=(7, whole.tokens[4]))
+    generation = llm.generate("a", max_tokens=8, temperature=0)
+    assert text.startswith("".join(generation))
+    assert generation.stop_reason == "eos"
+    assert generation.tokens == whole.tokens[: whole.tokens.index(whole.tokens[4])]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ from llamagpu.config import ModelConfig
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.atomic import atomic_write
 from llamagpu.formats.safetensors_file import DTYPES, SafetensorsFile
-from llamagpu.quantization import AffineQuant, Int8Matrix
+from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix
+from llamagpu.sampling import SamplingParams
 
 FORMAT_VERSION = "1"
 ALIGNMENT = 256
+FLOATS = [DTYPES[name] for name in ("F32", "F16", "BF16")]
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 TOKENIZER = "tokenizer"
 AFFINE = "affine"  # of the metadata: bits, group size and shape of each quantised matrix
+STOP_TOKENS, SAMPLING, CHAT_TEMPLATE = "stop_tokens", "sampling", "chat_template"
+ENTRY_BYTES = 1024  # of the header, for one tensor, beside its name: at most three arrays and a description
 CONVERT_AGAIN = "make the file again with: llamagpu convert SRC OUT"
 
 
@@ -50,7 +55,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     tokenizer = read_tokenizer(path, metadata, arrays)
     tensors = join_quantized(path, arrays, metadata)
     check_tensors(path, config, tensors)
-    return Checkpoint(path, "llamagpu model.bin", config, tensors, tokenizer)
+    return Checkpoint(
+        path, "llamagpu model.bin", config, tensors, tokenizer, read_stop_tokens(path, metadata, config),
+        metadata.get(CHAT_TEMPLATE), read_sampling(path, metadata),
+    )  # fmt: skip
 
 
 def read_json_object(path: Path, metadata: dict[str, str], field: str) -> dict[str, Any]:
@@ -73,13 +81,31 @@ def read_tokenizer(path: Path, metadata: dict[str, str], arrays: dict[str, NDArr
     return TokenizerSpec(kind, data.tobytes())
 
 
+def read_stop_tokens(path: Path, metadata: dict[str, str], config: ModelConfig) -> tuple[int, ...]:
+    try:
+        tokens = json.loads(metadata.get(STOP_TOKENS, "[]"))
+        if isinstance(tokens, list) and all(type(token) is int and 0 <= token < config.vocab_size for token in tokens):
+            return tuple(tokens)
+    except (ValueError, RecursionError):
+        pass
+    raise ModelFormatError(path, STOP_TOKENS, "is no list of token ids of this model", CONVERT_AGAIN)
+
+
+def read_sampling(path: Path, metadata: dict[str, str]) -> dict[str, float]:
+    values = read_json_object(path, metadata, SAMPLING) if SAMPLING in metadata else {}
+    names = {field.name for field in fields(SamplingParams)}
+    if not all(name in names and type(value) in (int, float) for name, value in values.items()):
+        raise ModelFormatError(path, SAMPLING, "does not hold numbers by the names of sampling flags", CONVERT_AGAIN)
+    return values
+
+
 def join_quantized(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> dict[str, Tensor]:
     """Pairs ``X.q`` (int8) and ``X.scales`` (float32, flat) become the Int8Matrix ``X``; ``X.tiles``, ``X.params`` and
     perhaps ``X.perm`` the AffineQuant ``X``; the rest must be floats, of one or two axes."""
     tensors: dict[str, Tensor] = {}
     affine = read_json_object(path, metadata, AFFINE) if AFFINE in metadata else {}
-    for base, fields in affine.items():
-        tensors[base] = join_affine(path, base, fields, arrays)
+    for base, entry in affine.items():
+        tensors[base] = join_affine(path, base, entry, arrays)
     for name, array in arrays.items():
         if name.endswith(".q"):
             base = name.removesuffix(".q")
@@ -94,7 +120,7 @@ def join_quantized(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[s
             tensors[base] = Int8Matrix(array, scales, int(group_size))
         elif name.endswith(".scales") and f"{name.removesuffix('.scales')}.q" in arrays:
             continue
-        elif array.dtype in (np.float32, np.float16) and array.ndim <= 2:
+        elif array.dtype in FLOATS and array.ndim <= 2:
             tensors[name] = array
         else:
             raise ModelFormatError(
@@ -103,10 +129,10 @@ def join_quantized(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[s
     return tensors
 
 
-def join_affine(path: Path, base: str, fields: Any, arrays: dict[str, NDArray[Any]]) -> AffineQuant:
+def join_affine(path: Path, base: str, entry: Any, arrays: dict[str, NDArray[Any]]) -> AffineQuant:
     """One entry of the metadata's "affine" and its arrays, which are taken out of ``arrays``."""
     try:
-        bits, group_size, shape = fields["bits"], fields["group_size"], fields["shape"]
+        bits, group_size, shape = entry["bits"], entry["group_size"], entry["shape"]
         sizes = (bits, group_size, *shape)
         if len(shape) != 2 or not all(type(n) is int and 0 < n < 1 << 40 for n in sizes):
             raise ValueError("sizes that no matrix has")
@@ -121,8 +147,11 @@ def join_affine(path: Path, base: str, fields: Any, arrays: dict[str, NDArray[An
             perm.dtype == np.int32 and perm.ndim == 1 and np.array_equal(np.sort(perm), np.arange(shape[1]))
         ):
             raise ValueError("a perm that is no permutation")
-        return AffineQuant(bits, group_size, (shape[0], shape[1]), tiles, params, perm)
-    except (KeyError, TypeError, ValueError) as error:
+        has_offsets = entry.get("offsets", False)
+        if type(has_offsets) is not bool:
+            raise ValueError("offsets must be true or false")
+        return AffineQuant(bits, group_size, (shape[0], shape[1]), tiles, params, perm, has_offsets)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         problem = f"is no quantised matrix ({type(error).__name__}: {error})"
         raise ModelFormatError(path, base[:80], problem, CONVERT_AGAIN) from None
 
@@ -130,48 +159,86 @@ def join_affine(path: Path, base: str, fields: Any, arrays: dict[str, NDArray[An
 def write(path: Path, checkpoint: Checkpoint, on_progress: Callable[[int], None] = lambda n_bytes: None) -> None:
     """Write a checkpoint as model.bin: one tensor in memory at a time, under a temporary name, then renamed.
 
-    Tensors that fill multiples of 256 bytes go first, so that each of them starts on such a multiple; safetensors
-    forbids holes, so those behind an odd-sized one need not.
+    on_progress: called with the size of each tensor, as the source holds it. The header is written last, into room left
+    for it, since only a tensor that has been put together tells its layout. Arrays that fill multiples of 256 bytes are
+    written as they come, so that each of them starts on such a multiple; safetensors forbids holes, so the small odd
+    ones go to the end.
     """
-    metadata = {"llamagpu.format_version": FORMAT_VERSION, "config": json.dumps(checkpoint.config.to_dict())}
-    arrays: dict[str, NDArray[Any]] = {}
+    metadata = describe(checkpoint)
+    entries: dict[str, Any] = {}
     group_sizes: set[int] = set()
     affine: dict[str, Any] = {}
-    for name, tensor in checkpoint.tensors.items():
-        if isinstance(tensor, Int8Matrix):
-            arrays[f"{name}.q"], arrays[f"{name}.scales"] = tensor.q, tensor.scales
-            group_sizes.add(tensor.group_size)
-        elif isinstance(tensor, AffineQuant):
-            arrays[f"{name}.tiles"], arrays[f"{name}.params"] = tensor.q, tensor.params
-            if tensor.perm is not None:
-                arrays[f"{name}.perm"] = tensor.perm
-            affine[name] = {"bits": tensor.bits, "group_size": tensor.group_size, "shape": tensor.shape}
-        elif isinstance(tensor, np.ndarray):
-            arrays[name] = tensor
-        else:
-            raise ValueError("random weights are not kept")
-    if len(group_sizes) > 1:
-        raise ValueError(f"one group size per file, not {sorted(group_sizes)}")
-    for group_size in group_sizes:
-        metadata["group_size"] = str(group_size)
-    if affine:
-        metadata[AFFINE] = json.dumps(affine, separators=(",", ":"))
+    odd: list[tuple[str, NDArray[Any]]] = []
+    offset = 0
+    header_bytes = header_room(checkpoint, metadata)
+    with atomic_write(path) as file:
+
+        def append(name: str, array: NDArray[Any]) -> None:
+            nonlocal offset
+            end = offset + array.nbytes
+            dtype = DTYPE_NAMES[array.dtype]
+            entries[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [offset, end]}
+            file.write(np.ascontiguousarray(array).view(np.uint8).data)
+            offset = end
+
+        file.seek(8 + header_bytes)
+        for name, tensor in checkpoint.tensors.items():
+            stored = tensor.materialize() if isinstance(tensor, Deferred) else tensor
+            if isinstance(stored, AffineQuant):
+                affine[name] = {"bits": stored.bits, "group_size": stored.group_size, "shape": stored.shape}
+                if stored.has_offsets:
+                    affine[name]["offsets"] = True
+            elif isinstance(stored, Int8Matrix):
+                group_sizes.add(stored.group_size)
+            for array_name, array in arrays_of(name, stored).items():
+                if array.nbytes % ALIGNMENT:
+                    odd.append((array_name, array))
+                else:
+                    append(array_name, array)
+            on_progress(tensor.nbytes)
+        if checkpoint.tokenizer is not None:
+            odd.append((TOKENIZER, np.frombuffer(checkpoint.tokenizer.data, np.uint8)))
+        for name, array in odd:
+            append(name, array)
+        if len(group_sizes) > 1:
+            raise ValueError(f"one group size per file, not {sorted(group_sizes)}")
+        for group_size in group_sizes:
+            metadata["group_size"] = str(group_size)
+        if affine:
+            metadata[AFFINE] = json.dumps(affine, separators=(",", ":"))
+        text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
+        assert len(text) <= header_bytes
+        file.seek(0)
+        file.write(struct.pack("<Q", header_bytes) + text.ljust(header_bytes))
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, str]:
+    """The metadata of a file that are known before its tensors are."""
+    metadata = {"llamagpu.format_version": FORMAT_VERSION, "config": json.dumps(checkpoint.config.to_dict())}
+    if checkpoint.stop_tokens:
+        metadata[STOP_TOKENS] = json.dumps(checkpoint.stop_tokens)
+    if checkpoint.sampling:
+        metadata[SAMPLING] = json.dumps(dict(checkpoint.sampling))
+    if checkpoint.chat_template is not None:
+        metadata[CHAT_TEMPLATE] = checkpoint.chat_template
     if checkpoint.tokenizer is not None:
         metadata[TOKENIZER] = checkpoint.tokenizer.kind
-        arrays[TOKENIZER] = np.frombuffer(checkpoint.tokenizer.data, np.uint8)
+    return metadata
 
-    order = sorted(arrays, key=lambda name: arrays[name].nbytes % ALIGNMENT != 0)  # stable: keeps reading order
-    header: dict[str, Any] = {"__metadata__": metadata}
-    offset = 0
-    for name in order:
-        array = arrays[name]
-        end = offset + array.nbytes
-        header[name] = {"dtype": DTYPE_NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    with atomic_write(path) as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in order:
-            file.write(np.ascontiguousarray(arrays[name]).data)
-            on_progress(arrays[name].nbytes)
+
+def header_room(checkpoint: Checkpoint, metadata: dict[str, str]) -> int:
+    """Bytes that are certainly enough for the header, such that the data begin on a multiple of 256."""
+    of_names = sum(4 * len(json.dumps(name)) + ENTRY_BYTES for name in checkpoint.tensors)
+    return -(-(8 + len(json.dumps(metadata)) + of_names + ENTRY_BYTES) // ALIGNMENT) * ALIGNMENT - 8
+
+
+def arrays_of(name: str, tensor: Tensor) -> dict[str, NDArray[Any]]:
+    """What the file holds of a tensor, by name."""
+    if isinstance(tensor, Int8Matrix):
+        return {f"{name}.q": tensor.q, f"{name}.scales": tensor.scales}
+    if isinstance(tensor, AffineQuant):
+        arrays = {f"{name}.tiles": tensor.q, f"{name}.params": tensor.params}
+        return arrays if tensor.perm is None else {**arrays, f"{name}.perm": tensor.perm}
+    if not isinstance(tensor, np.ndarray):
+        raise ValueError("random weights are not kept")
+    return {name: tensor}

@@ -6,15 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
 
-from llamagpu.checkpoint import Checkpoint, TokenizerSpec
+from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import native, open_checkpoint
 from llamagpu.formats.atomic import atomic_write
-from llamagpu.quantization import AffineQuant, Int8Matrix
+from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes, v2_bytes
 
 
@@ -48,15 +49,71 @@ def test_what_is_written_is_read_back(quantized: bool, tmp_path: Path) -> None:
             np.testing.assert_array_equal(np.asarray(read), tensor)
 
 
-def test_float16_weights_stay_float16(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_16_bit_weights_stay_what_they_are(dtype: Any, tmp_path: Path) -> None:
     before = source(tmp_path, quantized=False)
-    halves = {name: np.asarray(tensor).astype(np.float16) for name, tensor in before.tensors.items()}
+    halves = {name: np.asarray(tensor).astype(dtype) for name, tensor in before.tensors.items()}
     native.write(tmp_path / "model.bin", Checkpoint(before.path, "", before.config, halves))
     after = open_checkpoint(tmp_path / "model.bin")
     assert after.tokenizer is None
     for name, half in halves.items():
         np.testing.assert_array_equal(np.asarray(after.tensors[name]), half)
-        assert after.tensors[name].dtype == np.float16  # type: ignore[union-attr]
+        assert after.tensors[name].dtype == dtype  # type: ignore[union-attr]
+
+
+def test_matrices_that_are_put_together_one_at_a_time(tmp_path: Path) -> None:
+    """Deferred ones are made once each, in order; with offsets, permuted, of odd sizes. The rest comes along."""
+    before = source(tmp_path, quantized=False)
+    made: list[str] = []
+    quantized = {}
+    for i, (name, tensor) in enumerate(before.tensors.items()):
+        if len(tensor.shape) == 2:
+            generator = np.random.default_rng(i)
+            q, scales = generator.integers(0, 16, tensor.shape), generator.random((tensor.shape[0], 1))
+            perm = generator.permutation(tensor.shape[1]) if i % 2 else None
+            offsets = i % 3 == 0
+            quantized[name] = AffineQuant.pack(q, scales, np.rint(scales), 4, 1 << 20, perm, has_offsets=offsets)
+
+    def deferred(name: str) -> Deferred:
+        def make() -> AffineQuant:
+            made.append(name)
+            return quantized[name]
+
+        return Deferred(quantized[name].shape, 10, "4-bit", make)
+
+    tensors: dict[str, Tensor] = {
+        name: deferred(name) if name in quantized else t for name, t in before.tensors.items()
+    }
+    config = replace(before.config, rope_factors=(1.5,) * (before.config.head_dim // 2), sliding_window=9)
+    about = {"stop_tokens": (2, 7), "chat_template": "{{ 'é' }}", "sampling": {"temperature": 0.6, "top_k": 20}}
+    progress: list[int] = []
+    whole = replace(before, config=config, tensors=tensors, **about)  # type: ignore[arg-type]
+    native.write(tmp_path / "model.bin", whole, progress.append)
+    assert made == list(quantized)
+    assert sum(progress) == whole.nbytes
+    after = open_checkpoint(tmp_path / "model.bin")
+    assert (after.config, after.stop_tokens, after.chat_template, after.sampling) == (config, *about.values())
+    for name, matrix in quantized.items():
+        read = after.tensors[name]
+        assert isinstance(read, AffineQuant)
+        assert read.has_offsets == matrix.has_offsets
+        np.testing.assert_array_equal(read.dequantize(), matrix.dequantize())
+        np.testing.assert_array_equal(read.perm, matrix.perm)
+    with safe_open(tmp_path / "model.bin", "np") as file:
+        assert set(file.keys()) >= {f"{name}.tiles" for name in quantized}
+
+
+def test_damaged_descriptions_are_refused(tmp_path: Path) -> None:
+    before = source(tmp_path, quantized=False)
+    native.write(tmp_path / "model.bin", replace(before, stop_tokens=(2,), sampling={"top_k": 20}))
+    data = (tmp_path / "model.bin").read_bytes()
+    for old, new in ((b'"[2]"', b'"[-]"'), (b'"[2]"', b'"[9' + b"9" * 30 + b']"'), (b'top_k\\": 20', b'top_q\\": 20')):
+        assert data.count(old) == 1
+        changed = data.replace(old, new)
+        length = struct.unpack_from("<Q", data)[0] + len(changed) - len(data)
+        (tmp_path / "model.bin").write_bytes(struct.pack("<Q", length) + changed[8:])
+        with pytest.raises(ModelFormatError, match=r"stop_tokens|sampling"):
+            open_checkpoint(tmp_path / "model.bin")
 
 
 def affine_source(tmp_path: Path) -> Checkpoint:

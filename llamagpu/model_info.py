@@ -1,0 +1,120 @@
+"""What a model is, in rows of text: shape, types of its weights, bytes that a token reads, memory at a context."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from llamagpu.checkpoint import Checkpoint, Tensor
+from llamagpu.config import ModelConfig
+from llamagpu.errors import printable
+from llamagpu.quantization import AffineQuant, Deferred
+from llamagpu.terminal import human_bytes
+
+
+def rows_of(checkpoint: Checkpoint, about_tokenizer: str, positions: int) -> list[tuple[str, str]]:
+    """Name and value of each row; positions: how many to state memory for."""
+    config = checkpoint.config
+    weights, kv_dtype_size = checkpoint.nbytes, 4 if is_float32(checkpoint) else 2
+    on_cpu = cpu_weight_bytes(checkpoint) + positions * config.kv_bytes_per_token(4)
+    on_gpu = weights + positions * config.kv_bytes_per_token(kv_dtype_size)
+    kv_bytes = positions * config.kv_bytes_per_token()
+    rows = [
+        ("file", f"{printable(str(checkpoint.path))} ({human_bytes(bytes_of(checkpoint.path))})"),
+        ("format", checkpoint.format),
+        ("architecture", config.architecture),
+        ("parameters", f"{checkpoint.n_parameters:,} in {len(checkpoint.tensors)} tensors"),
+        ("weights", f"{weight_types(checkpoint)}; {human_bytes(weights)}"),
+        ("bits", f"{8 * weights / checkpoint.n_parameters:.2f} per parameter, as stored"),
+        ("layers", str(config.n_layers)),
+        ("dim", f"{config.dim} (feed-forward {config.hidden_dim})"),
+        ("heads", heads(config)),
+        ("vocabulary", f"{config.vocab_size} ({'tied head' if config.tied_head else 'separate head'})"),
+        ("positions", f"{config.max_seq_len}{window(config)}"),
+        ("RoPE", rope(config)),
+        ("norm eps", f"{config.norm_eps:g}"),
+        ("tokenizer", about_tokenizer),
+        ("ends at", f"tokens {', '.join(map(str, checkpoint.stop_tokens))}" if checkpoint.stop_tokens else ""),
+        ("chat template", "yes" if checkpoint.chat_template is not None else ""),
+        ("suggested", ", ".join(f"--{name} {value:g}" for name, value in checkpoint.sampling.items())),
+        (
+            "KV cache",
+            f"{human_bytes(kv_bytes)} at {positions} positions (float32; on a GPU float16 unless weights are float32)",
+        ),
+        ("a token reads", f"{human_bytes(bytes_per_token(checkpoint))} of weights, and the KV cache so far"),
+        (
+            "memory",
+            f"about {human_bytes(on_cpu)} on the CPU, {human_bytes(on_gpu)} on a GPU, at {positions} positions",
+        ),
+        *(("note", printable(note)) for note in checkpoint.notes),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def bytes_of(path: Path) -> int:
+    """Of a file, or of all files in a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def heads(config: ModelConfig) -> str:
+    extras = ["bias"] * config.qkv_bias + ["queries and keys normed"] * config.qk_norm
+    return ", ".join([f"{config.n_heads} of {config.head_dim}, {config.n_kv_heads} for keys and values", *extras])
+
+
+def window(config: ModelConfig) -> str:
+    if not config.sliding_window:
+        return ""
+    first = config.first_window_layer
+    return f", a token sees the last {config.sliding_window}" + (f" in layers {first} and above" if first else "")
+
+
+def rope(config: ModelConfig) -> str:
+    scaled = ""
+    if config.rope_factors is not None:
+        scaled = f", frequencies divided by {min(config.rope_factors):g} to {max(config.rope_factors):g}"
+    if config.rope_attention_factor != 1:
+        scaled += f", cos and sin times {config.rope_attention_factor:.4g}"
+    return f"theta {config.rope_theta:g}, {config.rope_layout}{scaled}"
+
+
+def weight_types(checkpoint: Checkpoint) -> str:
+    """Such as "int8 x 36 tensors, float32 x 11"."""
+    counts: dict[str, int] = {}
+    for tensor in checkpoint.tensors.values():
+        kind = type_name(tensor)
+        counts[kind] = counts.get(kind, 0) + 1
+    return ", ".join(f"{kind} x {n}" for kind, n in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def type_name(tensor: Tensor) -> str:
+    """What people call the type of a weight."""
+    if isinstance(tensor, Deferred):
+        return tensor.kind
+    if isinstance(tensor, AffineQuant):
+        group = "row" if tensor.group_size == tensor.shape[1] else str(tensor.group_size)
+        return f"{tensor.bits}-bit (group {group})"
+    return str(tensor.dtype) if isinstance(tensor, np.ndarray) else "int8"
+
+
+def is_float32(checkpoint: Checkpoint) -> bool:
+    """Whether the GPU would keep keys and values as float32, too."""
+    matrices = [checkpoint.tensors[f"layers.{i}.attention.wq.weight"] for i in range(checkpoint.config.n_layers)]
+    return all(type_name(matrix) == "float32" for matrix in matrices)
+
+
+def bytes_per_token(checkpoint: Checkpoint) -> int:
+    """Of weights, as stored: all, but of the embedding one row, unless it is the head too."""
+    embedding = 0 if checkpoint.config.tied_head else checkpoint.tensors["tok_embeddings.weight"].nbytes
+    return checkpoint.nbytes - embedding + embedding // checkpoint.config.vocab_size
+
+
+def cpu_weight_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of the weights on the CPU backend, which widens 16-bit floats."""
+    return sum(t.nbytes * (2 if is_16_bit_float(t) else 1) for t in checkpoint.tensors.values())
+
+
+def is_16_bit_float(tensor: Tensor) -> bool:
+    return type_name(tensor) in ("float16", "bfloat16")
