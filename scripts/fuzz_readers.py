@@ -22,12 +22,14 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy: a process with threads should not be forked
 
 import fire
+import ml_dtypes
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -67,7 +69,11 @@ def seed_files() -> dict[str, list[bytes]]:
             native.write(out, Checkpoint(source, "", checkpoint.config, checkpoint.tensors, spec))
             native_files.append(out.read_bytes())
             if data is not quantized:
-                native.write(out, Checkpoint(source, "", checkpoint.config, to_4_bits(checkpoint.tensors), spec))
+                few_bits = replace(
+                    checkpoint, tensors=to_4_bits(checkpoint.tensors), tokenizer=spec, stop_tokens=(2, 5),
+                    sampling={"temperature": 0.5}, chat_template="{{ messages }}",
+                )  # fmt: skip
+                native.write(out, few_bits)
                 native_files.append(out.read_bytes())
     return {
         "llama2c_v0": [v0_bytes(shape, weights), v0_bytes(untied, untied_weights), v0_bytes(large, large_weights)],
@@ -80,14 +86,17 @@ def seed_files() -> dict[str, list[bytes]]:
 
 
 def to_4_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Random 4-bit matrices of the same shapes, in groups of 16 and, every other one, with act-order."""
+    """Random 4-bit matrices of the same shapes, in groups of 16: with act-order, with offsets, or bfloat16, in turn."""
     generator = np.random.default_rng(0)
     out = dict(tensors)
     for i, (name, tensor) in enumerate(tensors.items()):
         if len(tensor.shape) == 2:
             scales = np.ones((tensor.shape[0], -(-tensor.shape[1] // 16)), np.float16)
             perm = generator.permutation(tensor.shape[1]) if i % 2 else None
-            out[name] = AffineQuant.pack(generator.integers(0, 16, tensor.shape), scales, scales * 8, 4, 16, perm)
+            q, has_offsets = generator.integers(0, 16, tensor.shape), i % 3 == 1
+            out[name] = AffineQuant.pack(q, scales, scales * 8, 4, 16, perm, has_offsets)
+            if i % 7 == 0:
+                out[name] = generator.standard_normal(tensor.shape, np.float32).astype(ml_dtypes.bfloat16)
     return out
 
 
