@@ -13,9 +13,11 @@ from llamagpu.bench_command import bench
 from llamagpu.cli_arguments import Command, help_text, normalize, with_converters
 from llamagpu.commands import convert, doctor, info, run, tokenize
 from llamagpu.errors import LlamaGPUError, UsageError, first_line
+from llamagpu.quality_commands import compare, perplexity
 
 COMMANDS: dict[str, Command] = {
-    command.__name__: with_converters(command) for command in (run, info, convert, tokenize, bench, doctor)
+    command.__name__: with_converters(command)
+    for command in (run, info, convert, perplexity, compare, tokenize, bench, doctor)
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.tokenizers import Tokenizer, find_beside, names_beside, open_spec, read_spec
 
 DEMO = "demo"
+LOGITS_AT_ONCE = 1 << 24
 
 
 def model_path(model: str | Path) -> Path:
@@ -132,14 +133,23 @@ class LLM:
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Raw logits after each token, from an empty state: float32 [len(ids), vocab_size]."""
+        return np.concatenate([part.copy() for part in self.logits_in_parts(ids)])
+
+    def logits_in_parts(self, ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """The same a few rows at a time: all at once are half a gigabyte for 1,000 tokens of a large vocabulary.
+
+        Each part is good until the next is asked for.
+        """
         ids = [int(token) for token in ids]
         self.check_tokens(ids)
         if not 1 <= len(ids) <= self.context:
             raise UsageError(f"{len(ids)} tokens given: from 1 to {self.context} fit the context")
+        vocab_size = self.config.vocab_size
+        step = max(1, min(PROMPT_CHUNK, LOGITS_AT_ONCE // vocab_size))
         cache = self.backend.kv_cache(self.config, len(ids))
-        chunks = [ids[at : at + PROMPT_CHUNK] for at in range(0, len(ids), PROMPT_CHUNK)]
-        logits = (self.model.forward(chunk, cache, n_logits=len(chunk)) for chunk in chunks)
-        return np.concatenate([self.backend.to_host(part, self.config.vocab_size) for part in logits])
+        for at in range(0, len(ids), step):
+            chunk = ids[at : at + step]
+            yield self.backend.to_host(self.model.forward(chunk, cache, n_logits=len(chunk)), vocab_size)
 
     def check_tokens(self, ids: Sequence[int]) -> None:
         """Raises UsageError for an id that the model does not have."""

@@ -1,0 +1,144 @@
+"""The commands that judge models: perplexity, and compare, which says what quantisation cost."""
+
+from __future__ import annotations
+
+import json as json_format
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llamagpu.bench_command import check_output, write
+from llamagpu.errors import UsageError
+from llamagpu.llm import LLM, load
+from llamagpu.perplexity import Window, score, windows
+from llamagpu.perplexity import compare as compare_models
+from llamagpu.sampling import check_whole
+from llamagpu.terminal import ProgressBar, human_bytes, say
+
+LONGEST_WINDOW = 2048
+
+
+def perplexity(
+    model: str,
+    text: str,
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    documents: bool = False,
+    limit: int = 0,
+    device: str = "auto",
+    tokenizer: str | None = None,
+    json: str | None = None,
+) -> None:
+    """Measure how well a model foretells a text: negative log-likelihood of a token, and perplexity.
+
+    Args:
+        model: A model file or folder, or demo.
+        text: A file of UTF-8 text.
+        context: Tokens of a window. By default the model's positions, at most 2048.
+        stride: Tokens from one window to the next. By default half the context.
+        documents: The text is documents, one a line (a doubled newline is within one), each cut at the context.
+        limit: Only the first so many windows or documents. 0: all.
+        device: auto, cuda, cuda:N or cpu.
+        tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
+        json: Write every figure to this file, too.
+    """
+    check_output("json", json)
+    content = read_text(text)
+    llm = load(model, device, tokenizer)
+    parts = cut(llm, content, llm.context, context, stride, documents, limit)
+    say(f"running on {llm.device.description}")
+    bar = bar_of(parts)
+    scored = score(llm, parts, bar.advance)
+    bar.close()
+    print_row("nats a token", f"{scored.nll:.5f} +- {scored.nll_error:.5f}")
+    print_row("perplexity", f"{scored.perplexity:.4f} +- {scored.perplexity_error:.4f}")
+    print_row("tokens", f"{scored.n_scored} scored in {len(parts)} {'documents' if documents else 'windows'}")
+    say(f"{scored.n_read / scored.seconds:.0f} tok/s")
+    save(json, {**asdict(scored), "perplexity": scored.perplexity, "n_windows": len(parts)})
+
+
+def compare(
+    model_a: str,
+    model_b: str,
+    text: str,
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    documents: bool = False,
+    limit: int = 0,
+    device: str = "auto",
+    tokenizer: str | None = None,
+    json: str | None = None,
+) -> None:
+    """Compare two models of one vocabulary on a text: what quantisation cost.
+
+    Args:
+        model_a: The model that is taken for the truth. Its tokenizer reads the text.
+        model_b: The model that is judged.
+        text: A file of UTF-8 text.
+        context: Tokens of a window. By default the positions that both models have, at most 2048.
+        stride: Tokens from one window to the next. By default half the context.
+        documents: The text is documents, one a line (a doubled newline is within one), each cut at the context.
+        limit: Only the first so many windows or documents. 0: all.
+        device: auto, cuda, cuda:N or cpu.
+        tokenizer: The tokenizer file, where MODEL_A does not hold it and it is not beside it.
+        json: Write every figure to this file, too.
+    """
+    check_output("json", json)
+    content = read_text(text)
+    a, b = load(model_a, device, tokenizer), load(model_b, device)
+    parts = cut(a, content, min(a.context, b.context), context, stride, documents, limit)
+    say(f"running on {a.device.description}")
+    bar = bar_of(parts)
+    found = compare_models(a, b, parts, bar.advance)
+    bar.close()
+    sizes = a.checkpoint.nbytes, b.checkpoint.nbytes
+    print_row(
+        "KL divergence", f"{found.kl:.5f} +- {found.kl_error:.5f} nats a token, 99th percentile {found.kl_99:.4f}"
+    )
+    print_row("same top token", f"{100 * found.same_top:.2f}%")
+    for name, of_model, size in (("perplexity A", found.a, sizes[0]), ("perplexity B", found.b, sizes[1])):
+        error = f"{of_model.perplexity:.4f} +- {of_model.perplexity_error:.4f}"
+        print_row(name, f"{error}, {human_bytes(size)} of weights")
+    print_row("tokens", f"{found.n_scored} scored in {len(parts)} {'documents' if documents else 'windows'}")
+    save(json, {**asdict(found), "bytes_a": sizes[0], "bytes_b": sizes[1], "n_windows": len(parts)})
+
+
+def read_text(file: str) -> str:
+    """Raises UsageError."""
+    try:
+        text = Path(file).read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: is no UTF-8 text (byte {error.start})") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
+    if not text:
+        raise UsageError(f"{file}: is empty")
+    return text
+
+
+def cut(
+    llm: LLM, text: str, longest: int, context: int | None, stride: int | None, documents: bool, limit: int
+) -> list[Window]:
+    """The text in windows; ``longest``: positions that there are. Raises UsageError."""
+    size = min(longest, LONGEST_WINDOW) if context is None else context
+    check_whole("context", size, 2, longest)
+    check_whole("limit", limit, 0, 1 << 40)
+    if documents and stride is not None:
+        raise UsageError("--stride is for windows of one text, not for documents")
+    return windows(llm.tokenizer, text, size, max(1, size // 2) if stride is None else stride, documents, limit)
+
+
+def bar_of(parts: Sequence[Window]) -> ProgressBar:
+    return ProgressBar("reading the text", "tok", sum(len(window.ids) for window in parts))
+
+
+def print_row(name: str, value: str) -> None:
+    print(f"{name:<15} {value}")
+
+
+def save(file: str | None, report: dict[str, Any]) -> None:
+    if file is not None:
+        write(file, json_format.dumps(report, indent=2) + "\n")
