@@ -37,6 +37,7 @@ from llamagpu.formats import native, open_checkpoint
 from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix
 from llamagpu.tokenizers import Tokenizer, open_spec, read_spec
 from tests.llama2rs_files import llama2rs_file
+from tests.simple_llama_files import simple_llama_file
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes, v1_bytes, v2_bytes
 
 MAX_SECONDS = 1.0
@@ -75,6 +76,7 @@ def seed_files() -> dict[str, list[bytes]]:
         "llama2c_v1": [v1_bytes(shape, weights), v1_bytes(untied, untied_weights), v1_bytes(large, large_weights)],
         "llama2c_v2": [v2_bytes(shape, weights, 16), quantized, v2_bytes(large, large_weights, 32)],
         "llama2rs": [llama2rs_file(variant, act_order=variant in "BC").data for variant in ("A", "B", "C", "float32")],
+        "simple_llama": [simple_llama_file(bits)[0] for bits in (32, 8, 4)],
         "native": native_files,
         "tokenizer_bin": [tokenizer_bin(), tokenizer_bin(raw_byte_dialect=True), tokenizer_bin(32000)],
         "tokenizer_model": [open_checkpoint(demo).tokenizer.data] if demo.exists() else [],  # type: ignore[union-attr]
