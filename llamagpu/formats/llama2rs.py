@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llamagpu.checkpoint import Checkpoint, Tensor, llama_shapes
+from llamagpu.checkpoint import Checkpoint, Quirks, Tensor, llama_shapes
 from llamagpu.config import LARGEST, ModelConfig
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.llama2c import (
@@ -137,8 +137,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     known = {"n_kv_heads": layout.n_kv_heads, "rope_layout": "half_split", "norm_eps": eps}
     config = ModelConfig.checked(path, config.to_dict() | known)
     kind = f"variant {layout.variant}, 4-bit GPTQ" if layout.group_size else "float32"
-    notes = (ACT_ORDER_LOST,) if layout.variant == "A" else ()
-    return Checkpoint(path, f"llama2.rs ({kind})", config, read_tensors(file, config, layout), notes=notes)
+    name, tensors = f"llama2.rs ({kind})", read_tensors(file, config, layout)
+    if layout.variant != "A":
+        return Checkpoint(path, name, config, tensors)
+    # in that time it turned the pairs of llama2.c; what it did later, to heads half turned, is not reproduced
+    quirks = Quirks("llama2.rs", rope_layout="interleaved")
+    return Checkpoint(path, name, config, tensors, notes=(ACT_ORDER_LOST,), quirks=quirks)
 
 
 def find_layout(file: MappedFile, config: ModelConfig, v0_length: int) -> Layout:

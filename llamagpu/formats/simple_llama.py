@@ -6,12 +6,13 @@ What is fixed in llama2.c (epsilon, RoPE) is fixed here too, at the same values.
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from llamagpu.checkpoint import Checkpoint, Tensor, llama_shapes
+from llamagpu.checkpoint import Checkpoint, Quirks, Tensor, llama_shapes
 from llamagpu.config import REMEDY, ModelConfig
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.llama2c import V1_HEADER_BYTES, check_length, count, read_config, tensor_names
@@ -54,7 +55,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
             if width % GROUP_SIZE:
                 raise ModelFormatError(path, name, f"is {width}, must be a multiple of {GROUP_SIZE}", REMEDY)
     kind = "float32" if bits == 32 else f"{bits}-bit, group {GROUP_SIZE}"
-    return Checkpoint(path, f"simple-llama version {version} ({kind})", config, read_tensors(file, config, bits))
+    quirks = Quirks("simple-llama", repeats_last_prompt_token=True, adds_bos=False)
+    if bits != 32:
+        quirks = replace(quirks, activation_bits=bits, activation_group=GROUP_SIZE)
+    name = f"simple-llama version {version} ({kind})"
+    return Checkpoint(path, name, config, read_tensors(file, config, bits), quirks=quirks)
 
 
 def read_tensors(file: MappedFile, config: ModelConfig, bits: int) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import pytest
 
 import llamagpu
 from llamagpu.backends.cuda.matrix import stored
-from llamagpu.formats import open_checkpoint
+from llamagpu.formats import native, open_checkpoint
 from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix
 from tests.formats.test_llama2c import named
 from tests.models.reference_llama import reference_logits
@@ -76,3 +76,11 @@ def test_on_the_gpu_8_bits_are_the_same_numbers(tmp_path: Path) -> None:
             assert isinstance(matrix, AffineQuant)
             assert (matrix.bits, matrix.group_size) == (8, 128)
             np.testing.assert_array_equal(matrix.dequantize(), tensor.dequantize(), err_msg=name)
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_a_converted_file_gives_the_same_logits(bits: int, tmp_path: Path) -> None:
+    source, out = tmp_path / "source.bin", tmp_path / "model.bin"
+    source.write_bytes(simple_llama_file(bits)[0])
+    native.write(out, open_checkpoint(source))
+    np.testing.assert_array_equal(llamagpu.load(out, "cpu").logits(IDS), llamagpu.load(source, "cpu").logits(IDS))
