@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagpu.config import ModelConfig
+from llamagpu.config import ModelConfig, RopeLayout
 from llamagpu.errors import ModelFormatError
 from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix, RandomMatrix
 
@@ -27,6 +27,38 @@ class TokenizerSpec:
 
 
 @dataclass(frozen=True)
+class Quirks:
+    """What the program that a format comes from does beside or against the mathematics of its models.
+
+    An ordinary run ignores it; a faithful one reproduces it, on the CPU, for comparison with that program.
+
+    system: the program. activation_bits: 8 or 4, where what a matrix is multiplied with is first rounded to as many
+    bits, in groups of activation_group. rope_layout: how it turns heads, where the model was not trained so.
+    greedy_tokenizer: it takes the longest piece that fits, and not those that merging leaves.
+    """
+
+    system: str = ""
+    activation_bits: Literal[0, 4, 8] = 0
+    activation_group: int = 0
+    repeats_last_prompt_token: bool = False
+    adds_bos: bool = True
+    rope_layout: RopeLayout | None = None
+    greedy_tokenizer: bool = False
+
+    @property
+    def description(self) -> str:
+        """For people, in one line; empty where there are none."""
+        parts = [
+            (self.activation_bits, f"activations in {self.activation_bits} bits"),
+            (self.repeats_last_prompt_token, "last prompt token twice"),
+            (not self.adds_bos, "no start token"),
+            (self.rope_layout, f"RoPE {self.rope_layout}"),
+            (self.greedy_tokenizer, "greedy tokenizer"),
+        ]
+        return ", ".join(text for there, text in parts if there)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """Config, tokenizer and named tensors of one model.
 
@@ -38,6 +70,7 @@ class Checkpoint:
 
     stop_tokens: ids that end a text, beside the tokenizer's own. chat_template: Jinja text. sampling: what the model's
     makers suggest, by the names of SamplingParams. notes: one line each, what a user should be told of this file.
+    quirks: of the program that it comes from.
     """
 
     path: Path
@@ -49,6 +82,7 @@ class Checkpoint:
     chat_template: str | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    quirks: Quirks = Quirks()
 
     @property
     def nbytes(self) -> int:

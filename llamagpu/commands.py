@@ -18,7 +18,7 @@ from llamagpu.errors import LlamaGPUError, UsageError, printable
 from llamagpu.formats import is_model, native, open_checkpoint
 from llamagpu.generation import MAX_TOKENS, Generation
 from llamagpu.gpu_driver import count_gpus
-from llamagpu.llm import DEMO, find_tokenizer, load, model_path
+from llamagpu.llm import DEMO, LLM, find_tokenizer, load, model_path
 from llamagpu.model_info import rows_of
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, write_text
@@ -44,6 +44,7 @@ def run(
     tokenizer: str | None = None,
     context: int | None = None,
     echo: bool = False,
+    faithful: bool = False,
 ) -> None:
     """Continue a text. stdout is the generated text and nothing else.
 
@@ -63,6 +64,7 @@ def run(
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         context: Number of positions to keep. By default what the model was trained for.
         echo: Print the prompt on stdout too. (A terminal shows it in any case.)
+        faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
     """
     sampling = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
@@ -78,7 +80,7 @@ def run(
         for bar in bars.values():
             bar.close()
 
-    llm = load(model, device, tokenizer, context, on_work)
+    llm = load(model, device, tokenizer, context, on_work, faithful)
     progress, interrupt = ProgressBar("reading the prompt", "tok"), Interrupt()
     bars["prompt"] = progress
 
@@ -91,6 +93,8 @@ def run(
     for note in llm.checkpoint.notes:
         say(printable(note))
     say(": ".join(filter(None, (f"running on {llm.device.description}", llm.device.why_not_gpu))))
+    if faithful:
+        say(about_faithful(llm))
     if temperature > 0:
         say(f"seed {generation.params.seed}")
     if echo:
@@ -109,6 +113,12 @@ def run(
             say_end(generation, "interrupted")
             raise
     say_end(generation, {"context": f"the context of {llm.context} tokens is full"}.get(generation.stop_reason, ""))
+
+
+def about_faithful(llm: LLM) -> str:
+    if llm.quirks.description:
+        return f"faithful to {llm.quirks.system}: {llm.quirks.description}"
+    return f"--faithful changes nothing: of {llm.checkpoint.format} no quirks are known"
 
 
 def read_prompt(model: str, prompt: str | None, prompt_file: str | None) -> str:

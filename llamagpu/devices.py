@@ -38,15 +38,20 @@ class Device:
         return CUDABackend(CuPyDevice(index, on_compiled=lambda: on_work("compiling kernels", 1, 0)))
 
 
-def choose_device(name: str = "auto") -> Device:
-    """Device for "auto", "cuda", "cuda:N" or "cpu". A GPU that was asked for but cannot be used raises DeviceError."""
+def choose_device(name: str = "auto", cpu_only: str = "") -> Device:
+    """Device for "auto", "cuda", "cuda:N" or "cpu". A GPU that was asked for but cannot be used raises DeviceError.
+
+    cpu_only: why only the CPU will do, if so; asking for a GPU is then a UsageError.
+    """
     if name == "cpu":
         return Device("cpu", f"the CPU ({cpu_description()})", "asked for")
     match = re.fullmatch(r"auto|cuda(?::(\d{1,3}))?", name)
     if not match:
         raise UsageError(f"device must be auto, cuda, cuda:N or cpu, not {name!r}")
+    if cpu_only and name != "auto":
+        raise UsageError(f"--device {name} cannot be used: {cpu_only} (leave --device out)")
     index = int(match[1] or 0)
-    reason = why_no_gpu(index)
+    reason = cpu_only or why_no_gpu(index)
     if not reason:
         return Device(f"cuda:{index}", f"GPU {index} ({gpu_name(index)})", "")
     if name == "auto":

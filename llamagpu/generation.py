@@ -45,9 +45,11 @@ class Generation:
         self.params = params.with_seed()
         self.on_prompt_tokens = on_prompt_tokens
         self.prompt = prompt
-        self.prompt_tokens = llm.tokenizer.encode(prompt)
+        self.prompt_tokens = llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos)
         if not self.prompt_tokens:
             raise UsageError("the prompt is empty and this model has no start token: give a prompt")
+        if llm.quirks.repeats_last_prompt_token:
+            self.prompt_tokens.append(self.prompt_tokens[-1])
         n_prompt = len(self.prompt_tokens)
         if n_prompt > llm.context:
             raise UsageError(f"the prompt is {n_prompt} tokens, the context {llm.context}: shorten the prompt")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagpu.checkpoint import Checkpoint, TokenizerSpec
+from llamagpu.backends.protocol import Backend
+from llamagpu.checkpoint import Checkpoint, Quirks, TokenizerSpec
 from llamagpu.config import ModelConfig
 from llamagpu.devices import OnWork, choose_device
 from llamagpu.errors import ModelFormatError, UsageError
@@ -72,19 +74,24 @@ def load(
     tokenizer: str | Path | None = None,
     context: int | None = None,
     on_work: OnWork = lambda title, n, total: None,
+    faithful: bool = False,
 ) -> LLM:
     """Open a model and put it on a device.
 
     model: a file of any supported format, or "demo". device: "auto", "cuda", "cuda:N" or "cpu". tokenizer: a tokenizer
     file, where the model's own is not wanted or not found. context: positions to keep, at most and by default what the
-    model was trained for. on_work: called as weights are loaded (in bytes) and kernels compiled. Raises
+    model was trained for. on_work: called as weights are loaded (in bytes) and kernels compiled. faithful: do as the
+    program that the file comes from does where that differs (see Checkpoint.quirks), which only the CPU can. Raises
     ModelFormatError, DeviceError or UsageError.
     """
-    return LLM(open_checkpoint(model_path(model)), device, tokenizer, context, on_work)
+    return LLM(open_checkpoint(model_path(model)), device, tokenizer, context, on_work, faithful)
 
 
 class LLM:
-    """A model ready to run. ``config`` is its shape, ``device`` what it runs on, ``context`` its positions."""
+    """A model ready to run. ``config`` is its shape, ``device`` what it runs on, ``context`` its positions.
+
+    ``quirks`` are those that it reproduces: none, unless it is faithful and there are some.
+    """
 
     def __init__(
         self,
@@ -93,7 +100,12 @@ class LLM:
         tokenizer: str | Path | None = None,
         context: int | None = None,
         on_work: OnWork = lambda title, n, total: None,
+        faithful: bool = False,
     ) -> None:
+        self.quirks = checkpoint.quirks if faithful else Quirks()
+        if self.quirks.rope_layout is not None:
+            config = replace(checkpoint.config, rope_layout=self.quirks.rope_layout)
+            checkpoint = replace(checkpoint, config=config)
         self.checkpoint = checkpoint
         self.config: ModelConfig = checkpoint.config
         self.context = self.config.max_seq_len if context is None else context
@@ -101,14 +113,23 @@ class LLM:
         self._tokenizer_path = tokenizer
         if tokenizer is not None:
             _ = self.tokenizer  # a tokenizer that was asked for and does not fit is an error now, not at first use
-        self.device = choose_device(device)
-        self.backend = self.device.backend(on_work)
+        self.device = choose_device(device, "a faithful run is on the CPU" if self.quirks.description else "")
+        self.backend: Backend = self.device.backend(on_work)
+        if self.quirks.activation_bits:
+            from llamagpu.backends.cpu.faithful import RoundingCPUBackend
+
+            self.backend = RoundingCPUBackend(self.quirks.activation_bits, self.quirks.activation_group)
         self.model = Llama(checkpoint, self.backend, lambda n: on_work("loading the weights", n, checkpoint.nbytes))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises UsageError where there is none: only text needs one."""
-        return find_tokenizer(self.checkpoint, self._tokenizer_path)[1]
+        spec, tokenizer, path = find_tokenizer(self.checkpoint, self._tokenizer_path)
+        if not self.quirks.greedy_tokenizer:
+            return tokenizer
+        if spec.kind != "sentencepiece":
+            raise UsageError(f"{path}: a faithful run of this model needs a tokenizer.model: give it with --tokenizer")
+        return open_spec(replace(spec, kind="sentencepiece-greedy"), path)
 
     def generate(
         self,

@@ -36,8 +36,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats import native, open_checkpoint
-from llamagpu.quantization import AffineQuant, Int8Matrix
+from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix
 from llamagpu.tokenizers import Tokenizer, open_spec, read_spec
+from tests.llama2rs_files import llama2rs_file
+from tests.simple_llama_files import simple_llama_file
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes, v1_bytes, v2_bytes
 
 MAX_SECONDS = 1.0
@@ -79,6 +81,8 @@ def seed_files() -> dict[str, list[bytes]]:
         "llama2c_v0": [v0_bytes(shape, weights), v0_bytes(untied, untied_weights), v0_bytes(large, large_weights)],
         "llama2c_v1": [v1_bytes(shape, weights), v1_bytes(untied, untied_weights), v1_bytes(large, large_weights)],
         "llama2c_v2": [v2_bytes(shape, weights, 16), quantized, v2_bytes(large, large_weights, 32)],
+        "llama2rs": [llama2rs_file(variant, act_order=variant in "BC").data for variant in ("A", "B", "C", "float32")],
+        "simple_llama": [simple_llama_file(bits)[0] for bits in (32, 8, 4)],
         "native": native_files,
         "tokenizer_bin": [tokenizer_bin(), tokenizer_bin(raw_byte_dialect=True), tokenizer_bin(32000)],
         "tokenizer_model": [open_checkpoint(demo).tokenizer.data] if demo.exists() else [],  # type: ignore[union-attr]
@@ -169,6 +173,7 @@ def open_all(path: Path, target: str) -> tuple[Checkpoint | None, Tokenizer | No
 def use_all(checkpoint: Checkpoint | None, tokenizer: Tokenizer | None) -> None:
     """Touch both ends of every tensor, and encode and decode a text: nothing that was accepted may fail later."""
     for tensor in checkpoint.tensors.values() if checkpoint else ():
+        tensor = tensor.materialize() if isinstance(tensor, Deferred) else tensor
         if isinstance(tensor, Int8Matrix | AffineQuant):
             tensor.dequantize(0, 1)
             tensor.dequantize(tensor.shape[0] - 1)

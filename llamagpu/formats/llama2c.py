@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from llamagpu.checkpoint import Checkpoint, Tensor, llama_shapes
+from llamagpu.checkpoint import Checkpoint, Quirks, Tensor, llama_shapes
 from llamagpu.config import LARGEST, REMEDY, ModelConfig
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.mapped_file import CUT_SHORT, MappedFile
@@ -149,4 +149,5 @@ def open_v2(file: MappedFile, config: ModelConfig, group_size: int) -> Checkpoin
             q = file.array(at, "i1", shape, full_name)
             scales = file.array(at + count(shape), "<f4", (count(shape) // group_size,), full_name)
             tensors[full_name] = Int8Matrix(q, scales, group_size)
-    return Checkpoint(file.path, version, config, tensors)
+    quirks = Quirks("llama2.c's runq", activation_bits=8, activation_group=group_size)
+    return Checkpoint(file.path, version, config, tensors, quirks=quirks)

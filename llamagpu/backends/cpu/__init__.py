@@ -106,6 +106,10 @@ class CPUBackend:
     def sampler(self, params: SamplingParams, vocab_size: int) -> CPUSampler:
         return CPUSampler(params, vocab_size)
 
+    def linear(self, x: Floats, w: Weight) -> Floats:
+        """x @ w.T: every product with a matrix goes through here."""
+        return linear(x, w)
+
     def embedding(self, table: Weight, tokens: Sequence[int], cache: CPUCache) -> Floats:
         return embedding(table, np.asarray(tokens, np.int64))
 
@@ -120,7 +124,7 @@ class CPUBackend:
     ) -> Floats:
         n, start = x.shape[0], cache.length
         h = rmsnorm(x, norm, config.norm_eps)
-        products = [linear(h, matrix) for matrix in w.matrices]
+        products = [self.linear(h, matrix) for matrix in w.matrices]
         if w.biases is not None:
             products = [product + bias for product, bias in zip(products, w.biases, strict=True)]
         q, k, v = (product.reshape(n, -1, config.head_dim) for product in products)
@@ -135,15 +139,15 @@ class CPUBackend:
         return attention(q, cache.keys[layer], cache.values[layer], cache.length, config.window_of(layer))
 
     def linear_add(self, residual: Floats, x: Floats, w: Weight) -> Floats:
-        residual += linear(x, w)
+        residual += self.linear(x, w)
         return residual
 
     def rmsnorm_gate_up_swiglu(self, x: Floats, norm: Floats, w: tuple[Weight, Weight], eps: float) -> Floats:
         h = rmsnorm(x, norm, eps)
-        return swiglu(linear(h, w[0]), linear(h, w[1]))
+        return swiglu(self.linear(h, w[0]), self.linear(h, w[1]))
 
     def rmsnorm_head(self, x: Floats, norm: Floats, w: Weight, eps: float, n_logits: int) -> Floats:
-        return linear(rmsnorm(x[len(x) - n_logits :], norm, eps), w)
+        return self.linear(rmsnorm(x[len(x) - n_logits :], norm, eps), w)
 
     def to_host(self, logits: Floats, vocab_size: int) -> Floats:
         return logits

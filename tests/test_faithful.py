@@ -1,0 +1,249 @@
+"""Faithful runs: what other programs do to their models, against integer references and by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import llamagpu
+from llamagpu import devices, tokenizers
+from llamagpu.backends.cpu.faithful import round_activations
+from llamagpu.checkpoint import Quirks
+from llamagpu.errors import UsageError
+from llamagpu.formats import open_checkpoint
+from llamagpu.llm import LLM
+from llamagpu.quantization import Int8Matrix
+from tests import simple_llama_files
+from tests.llama2rs_files import SHAPE as RS_SHAPE
+from tests.llama2rs_files import llama2rs_file
+from tests.models.reference_llama import reference_logits
+from tests.models.reference_rounded import RoundedMatrix
+from tests.simple_llama_files import MATRICES, quantized_bytes, simple_llama_file
+from tests.small_files import Floats, Shape, q8_groups, random_weights, tokenizer_bin, v2_bytes
+from tests.test_cli import GREEDY, fails
+from tests.test_cli import llamagpu as command
+
+IDS = [1, 7, 30, 7, 2]
+
+
+def reference(shape: Shape, weights: dict[str, Any], ids: list[int]) -> np.ndarray[Any, Any]:
+    """Logits; nothing that was rounded on the way may have been so near to a half that float32 decides otherwise."""
+    RoundedMatrix.closest = 0.5
+    logits = reference_logits(shape, weights, ids)
+    assert RoundedMatrix.closest > 5e-5
+    return logits
+
+
+def rounded_v2(weights: dict[str, Floats], group_size: int) -> dict[str, Any]:
+    out: dict[str, Any] = dict(weights)
+    for name, array in weights.items():
+        if array.ndim > 1 and "norm" not in name:
+            layers = [q8_groups(layer.reshape(-1), group_size) for layer in (array if array.ndim == 3 else [array])]
+            q, scales = (
+                np.array([q for q, _ in layers]).reshape(array.shape),
+                np.array([scales for _, scales in layers]),
+            )
+            out[name] = RoundedMatrix(q, scales if array.ndim == 3 else scales[0], group_size, 8)
+    return out
+
+
+@pytest.mark.parametrize(("hidden_dim", "group_size"), [(24, 8), (24, 4), (20, 8), (20, 16)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_runq(hidden_dim: int, group_size: int, tied: bool, tmp_path: Path) -> None:
+    """With a hidden_dim of 20, groups of w2 cross its rows and the last of an activation is not full."""
+    shape = Shape(hidden_dim=hidden_dim, tied=tied)
+    weights = random_weights(shape, seed=1)
+    path = tmp_path / "model.bin"
+    path.write_bytes(v2_bytes(shape, weights, group_size))
+    expected = reference(shape, rounded_v2(weights, group_size), IDS)
+    np.testing.assert_allclose(llamagpu.load(path, "cpu", faithful=True).logits(IDS), expected, atol=1e-5)
+    assert np.abs(llamagpu.load(path, "cpu").logits(IDS) - expected).max() > 1e-3  # and an ordinary run does not
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_simple_llama(bits: int, tmp_path: Path) -> None:
+    shape = simple_llama_files.SHAPE
+    weights: dict[str, Any] = dict(random_weights(shape))
+    path = tmp_path / "model.bin"
+    path.write_bytes(quantized_bytes(shape, weights, bits))
+    for name in MATRICES:
+        matrix = simple_llama_files.rounded(weights[name], bits)
+        layers = matrix.scales.reshape(len(matrix.q), -1) if matrix.q.ndim == 3 else matrix.scales
+        weights[name] = RoundedMatrix(matrix.q, layers, 128, bits)
+    expected = reference(shape, weights, IDS)
+    np.testing.assert_allclose(llamagpu.load(path, "cpu", faithful=True).logits(IDS), expected, atol=1e-5)
+    assert np.abs(llamagpu.load(path, "cpu").logits(IDS) - expected).max() > 1e-2
+
+
+def test_runq_on_a_trained_model(data: Path) -> None:
+    folder = data / "llama2c"
+    checkpoint = open_checkpoint(folder / "stories260K_q80.bin")
+    config = checkpoint.config
+    shape = Shape(config.dim, config.hidden_dim, config.n_layers, config.n_heads, config.n_kv_heads, config.vocab_size)
+
+    def block(*names: str) -> Any:
+        tensors = [checkpoint.tensors[f"{name}.weight"] for name in names]
+        matrices = [tensor for tensor in tensors if isinstance(tensor, Int8Matrix)]
+        if not matrices:
+            return np.array(tensors)
+        if len(matrices) == 1:
+            return RoundedMatrix(matrices[0].q, matrices[0].scales, 32, 8)
+        return RoundedMatrix(np.array([m.q for m in matrices]), np.array([m.scales for m in matrices]), 32, 8)
+
+    def layers(name: str) -> Any:
+        return block(*(f"layers.{i}.{name}" for i in range(config.n_layers)))
+
+    weights = {name: layers(f"attention.{name}") for name in ("wq", "wk", "wv", "wo")}
+    weights |= {name: layers(f"feed_forward.{name}") for name in ("w1", "w2", "w3")}
+    weights |= {"att_norm": layers("attention_norm"), "ffn_norm": layers("ffn_norm")}
+    weights |= {"tok_emb": block("tok_embeddings"), "final_norm": block("norm")[0]}
+    ids = np.load(folder / "stories260K.greedy200.ids.npy")[:10].tolist()
+    logits = llamagpu.load(checkpoint.path, "cpu", faithful=True).logits(ids)
+    np.testing.assert_allclose(logits, reference(shape, weights, ids), atol=2e-5)
+    assert np.abs(logits).max() > 5  # so that the tolerance is a few millionths
+
+
+@pytest.fixture(params=[32, 8, 4])
+def simple_model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path = tmp_path / "model.bin"
+    path.write_bytes(simple_llama_file(request.param)[0])
+    (tmp_path / "tokenizer.bin").write_bytes(tokenizer_bin())
+    return path
+
+
+def test_the_last_prompt_token_is_run_twice_and_nothing_comes_first(
+    simple_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = llamagpu.load(simple_model, "cpu", faithful=True)
+    first: list[Any] = []
+    decode = llm.backend.decode
+
+    def watched(forward: Any, cache: Any, sampler: Any, logits: Any, n_tokens: int) -> Iterator[int]:
+        first.extend([cache.length, logits[-1].copy()])
+        return decode(forward, cache, sampler, logits, n_tokens)
+
+    monkeypatch.setattr(llm.backend, "decode", watched)
+    generation = llm.generate("on the", max_tokens=6, temperature=0)
+    "".join(generation)
+    prompt = llm.tokenizer.encode("on the", add_bos=False)
+    assert generation.prompt_tokens == [*prompt, prompt[-1]]
+    assert first[0] == len(prompt) + 1
+    np.testing.assert_allclose(first[1], llm.logits([*prompt, prompt[-1]])[-1], atol=1e-5)
+    assert np.abs(first[1] - llm.logits(prompt)[-1]).max() > 1e-3
+    ids = list(generation.prompt_tokens)
+    for token in generation.tokens:
+        assert token == int(llm.logits(ids)[-1].argmax())
+        ids.append(token)
+    ordinary = llamagpu.load(simple_model, "cpu").generate("on the")
+    assert ordinary.prompt_tokens == [1, *prompt]
+    with pytest.raises(UsageError, match="no start token"):
+        llm.generate("")
+    with pytest.raises(UsageError, match="the prompt is 33 tokens, the context 32"):
+        llm.generate("x" * 31)
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_rope_of_llama2rs(act_order: bool, tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    for variant in "AC":
+        made = llama2rs_file(variant, act_order=act_order and variant == "C")
+        path.write_bytes(made.data)
+        llm = llamagpu.load(path, "cpu", faithful=True)
+        assert llm.config.rope_layout == ("interleaved" if variant == "A" else "half_split")
+        expected = reference_logits(RS_SHAPE, made.weights, IDS, half_split=variant == "C")
+        np.testing.assert_allclose(llm.logits(IDS), expected, atol=1e-4)
+
+
+def test_only_the_cpu_is_faithful(simple_model: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "why_no_gpu", lambda index: "")
+    monkeypatch.setattr(devices, "gpu_name", lambda index: "Fake GPU")
+    device = llamagpu.load(simple_model, faithful=True).device
+    assert (device.name, device.why_not_gpu) == ("cpu", "a faithful run is on the CPU")
+    for name in ("cuda", "cuda:0", "cuda:7"):
+        with pytest.raises(UsageError, match=f"--device {name} cannot be used: a faithful run is on the CPU"):
+            llamagpu.load(simple_model, name, faithful=True)
+    with pytest.raises(UsageError, match="device must be"):
+        llamagpu.load(simple_model, "tpu", faithful=True)
+    assert llamagpu.load(simple_model, "cpu", faithful=True).device.why_not_gpu == "asked for"
+    assert devices.choose_device("auto").name == "cuda:0"  # where nothing forbids it
+
+
+def test_a_model_without_quirks_is_as_ever(small_model: Path) -> None:
+    plain, faithful = llamagpu.load(small_model, "cpu"), llamagpu.load(small_model, "cpu", faithful=True)
+    assert faithful.quirks == Quirks()
+    np.testing.assert_array_equal(plain.logits(IDS), faithful.logits(IDS))
+    with pytest.raises(llamagpu.DeviceError):  # --device means what it always does
+        llamagpu.load(small_model, "cuda:99", faithful=True)
+
+
+class Greedy:
+    """In the place of the real one."""
+
+    vocab_size = 300
+
+    def __init__(self, data: bytes, path: Path) -> None:
+        self.data = data
+
+
+def test_a_greedy_tokenizer_takes_the_place_of_sentencepiece(
+    small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tokenizers.KINDS, "sentencepiece-greedy", (__name__, "Greedy"))
+    demo = replace(
+        open_checkpoint(Path(llamagpu.__file__).parent / "demo.bin"), quirks=Quirks("x", greedy_tokenizer=True)
+    )
+    assert demo.tokenizer is not None
+    tokenizer: Any = LLM(demo, "cpu", faithful=True).tokenizer
+    assert isinstance(tokenizer, Greedy)
+    assert tokenizer.data == demo.tokenizer.data
+    assert type(LLM(demo, "cpu").tokenizer).__name__ == "SentencePieceTokenizer"
+    other = replace(open_checkpoint(small_model), quirks=demo.quirks)
+    with pytest.raises(UsageError, match=r"tokenizer.bin: a faithful run of this model needs a tokenizer.model"):
+        _ = LLM(other, "cpu", faithful=True).tokenizer
+
+
+@pytest.mark.parametrize(
+    ("x", "bits", "group_size", "expected"),
+    [
+        ([127, 63.5, -63.5, 0.5, -0.5, 0.49], 8, 6, [127, 64, -64, 1, -1, 0]),  # halves away from zero
+        ([0, 0, 254, 1], 8, 2, [0, 0, 254, 2]),  # zeros stay zeros
+        ([7, -3.5, 3.4, 14, 1, 1], 4, 3, [7, -4, 3, 14, 2, 2]),
+        ([7, 2.4, 1, 70, 4], 4, 3, [7, 2, 1, 70, 0]),  # the last group is not full
+        ([1] * 8, 8, 1 << 40, [1] * 8),
+    ],
+)
+def test_rounding_of_activations(x: list[float], bits: int, group_size: int, expected: list[float]) -> None:
+    rows = np.array([x, x[::-1]], np.float32)
+    np.testing.assert_array_equal(round_activations(rows, bits, group_size)[0], expected)
+
+
+def test_the_command_says_what_it_reproduces(simple_model: Path, tmp_path: Path) -> None:
+    bits = open_checkpoint(simple_model).quirks.activation_bits
+    notices = command("run", simple_model, "on the", *GREEDY[:4], "--faithful").stderr.decode()
+    assert "running on the CPU" in notices
+    assert ": a faithful run is on the CPU\n" in notices
+    rounding = f"activations in {bits} bits, " if bits else ""
+    assert f"faithful to simple-llama: {rounding}last prompt token twice, no start token\n" in notices
+    message = fails("run", simple_model, "on the", "--faithful", "--device", "cuda", status=2)
+    assert "--device cuda cannot be used: a faithful run is on the CPU" in message
+
+
+def test_the_command_says_where_there_is_nothing_to_reproduce(small_model: Path) -> None:
+    result = command("run", small_model, "on the", *GREEDY, "--faithful")
+    assert "--faithful changes nothing: of llama2.c version 0 (float32) no quirks are known\n" in result.stderr.decode()
+    assert result.stdout == command("run", small_model, "on the", *GREEDY).stdout
+
+
+@pytest.mark.parametrize("make", [lambda: llama2rs_file("C", act_order=True).data, lambda: simple_llama_file(8)[0]])
+def test_run_and_info_take_these_files(make: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(make())
+    (tmp_path / "tokenizer.bin").write_bytes(tokenizer_bin())
+    expected = "".join(llamagpu.load(path, "cpu").generate("on the", max_tokens=12, temperature=0))
+    assert command("run", path, "on the", *GREEDY).stdout.decode() == expected
+    assert open_checkpoint(path).format in command("info", path).stdout.decode()
