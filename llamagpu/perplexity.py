@@ -82,7 +82,8 @@ def logits_of(llm: LLM, window: Window) -> Iterator[tuple[Logits, NDArray[np.int
 
 def log_softmax(logits: Logits) -> Doubles:
     shifted: Doubles = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
 
 
 def mean_and_error(values: Sequence[float] | Doubles) -> tuple[float, float]:
@@ -154,13 +155,13 @@ def compare(a: LLM, b: LLM, parts: Sequence[Window], on_tokens: OnTokens = lambd
     nll: tuple[list[Doubles], list[Doubles]] = ([], [])
     for window in parts:
         for (logits_a, targets), (logits_b, _) in zip(logits_of(a, window), logits_of(b, window), strict=True):
-            of_a, of_b = log_softmax(logits_a), log_softmax(logits_b)
-            kl.append((np.exp(of_a) * (of_a - of_b)).sum(axis=1))
-            same.append(of_a.argmax(axis=1) == of_b.argmax(axis=1))
-            for values, log_probs in zip(nll, (of_a, of_b), strict=True):
+            log_a, log_b = log_softmax(logits_a), log_softmax(logits_b)
+            kl.append((np.exp(log_a) * (log_a - log_b)).sum(axis=1))
+            same.append(log_a.argmax(axis=1) == log_b.argmax(axis=1))
+            for values, log_probs in zip(nll, (log_a, log_b), strict=True):
                 values.append(-log_probs[np.arange(len(targets)), targets])
         on_tokens(len(window.ids))
     every = np.concatenate(kl)
-    of_models = [Likelihood(*mean_and_error(np.concatenate(values))) for values in nll]
+    of_a, of_b = (Likelihood(*mean_and_error(np.concatenate(values))) for values in nll)
     same_top = float(np.concatenate(same).mean())
-    return Comparison(*mean_and_error(every), float(np.quantile(every, 0.99)), same_top, *of_models, len(every))
+    return Comparison(*mean_and_error(every), float(np.quantile(every, 0.99)), same_top, of_a, of_b, len(every))
