@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from llamagpu.formats import is_model, native, open_checkpoint
 from llamagpu.generation import MAX_TOKENS, Generation
 from llamagpu.gpu_driver import count_gpus
 from llamagpu.llm import DEMO, find_tokenizer, load, model_path
-from llamagpu.quantization import AffineQuant
+from llamagpu.quantization import AffineQuant, Deferred
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, write_text
 from llamagpu.tokenizers import open_spec, read_spec
@@ -207,12 +207,14 @@ def type_name(tensor: Tensor) -> str:
     if isinstance(tensor, AffineQuant):
         group = "row" if tensor.group_size == tensor.shape[1] else str(tensor.group_size)
         return f"{tensor.bits}-bit (group {group})"
+    if isinstance(tensor, Deferred):
+        return tensor.kind
     return str(tensor.dtype) if isinstance(tensor, np.ndarray) else "int8"
 
 
 def cpu_weight_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of the weights on the CPU backend, which widens float16."""
-    widened = (isinstance(t, np.ndarray) and t.dtype == np.float16 for t in checkpoint.tensors.values())
+    """Bytes of the weights on the CPU backend, which widens 16-bit floats."""
+    widened = (isinstance(t, np.ndarray) and t.dtype.itemsize == 2 for t in checkpoint.tensors.values())
     return sum(t.nbytes * (2 if wide else 1) for t, wide in zip(checkpoint.tensors.values(), widened, strict=True))
 
 
@@ -239,7 +241,7 @@ def convert(src: str, out: str, *, tokenizer: str | None = None, force: bool = F
             spec = find_tokenizer(checkpoint, tokenizer)[0]
         except UsageError as error:
             raise UsageError(f"{error} (or leave it out with --tokenizer none)") from None
-    whole = Checkpoint(checkpoint.path, checkpoint.format, checkpoint.config, checkpoint.tensors, spec)
+    whole = replace(checkpoint, tokenizer=spec)
     progress = ProgressBar("writing", "B", total=checkpoint.nbytes)
     native.write(path.resolve(), whole, progress.advance)  # behind a link, the file that it names
     progress.close()

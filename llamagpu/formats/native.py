@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,12 +17,12 @@ from llamagpu.config import ModelConfig
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.atomic import atomic_write
 from llamagpu.formats.safetensors_file import DTYPES, SafetensorsFile
-from llamagpu.quantization import AffineQuant, Int8Matrix
+from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix
 
 FORMAT_VERSION = "1"
 ALIGNMENT = 256
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-TOKENIZER = "tokenizer"
+TOKENIZER, STOP_TOKENS, CHAT_TEMPLATE = "tokenizer", "stop_tokens", "chat_template"
 AFFINE = "affine"  # of the metadata: bits, group size and shape of each quantised matrix
 CONVERT_AGAIN = "make the file again with: llamagpu convert SRC OUT"
 
@@ -50,7 +51,20 @@ def open_checkpoint(path: Path) -> Checkpoint:
     tokenizer = read_tokenizer(path, metadata, arrays)
     tensors = join_quantized(path, arrays, metadata)
     check_tensors(path, config, tensors)
-    return Checkpoint(path, "llamagpu model.bin", config, tensors, tokenizer)
+    return Checkpoint(
+        path, "llamagpu model.bin", config, tensors, tokenizer, read_stop_tokens(path, metadata, config),
+        metadata.get(CHAT_TEMPLATE),
+    )  # fmt: skip
+
+
+def read_stop_tokens(path: Path, metadata: dict[str, str], config: ModelConfig) -> tuple[int, ...]:
+    try:
+        ids = json.loads(metadata.get(STOP_TOKENS, "[]"))
+    except (ValueError, RecursionError):
+        ids = None
+    if not isinstance(ids, list) or not all(type(token) is int and 0 <= token < config.vocab_size for token in ids):
+        raise ModelFormatError(path, STOP_TOKENS, "is no JSON list of ids", CONVERT_AGAIN)
+    return tuple(ids)
 
 
 def read_json_object(path: Path, metadata: dict[str, str], field: str) -> dict[str, Any]:
@@ -94,7 +108,7 @@ def join_quantized(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[s
             tensors[base] = Int8Matrix(array, scales, int(group_size))
         elif name.endswith(".scales") and f"{name.removesuffix('.scales')}.q" in arrays:
             continue
-        elif array.dtype in (np.float32, np.float16) and array.ndim <= 2:
+        elif array.dtype in (np.float32, np.float16, ml_dtypes.bfloat16) and array.ndim <= 2:
             tensors[name] = array
         else:
             raise ModelFormatError(
@@ -107,8 +121,13 @@ def join_affine(path: Path, base: str, fields: Any, arrays: dict[str, NDArray[An
     """One entry of the metadata's "affine" and its arrays, which are taken out of ``arrays``."""
     try:
         bits, group_size, shape = fields["bits"], fields["group_size"], fields["shape"]
+        has_offsets = fields.get("has_offsets", False)
         sizes = (bits, group_size, *shape)
-        if len(shape) != 2 or not all(type(n) is int and 0 < n < 1 << 40 for n in sizes):
+        if (
+            type(has_offsets) is not bool
+            or len(shape) != 2
+            or not all(type(n) is int and 0 < n < 1 << 40 for n in sizes)
+        ):
             raise ValueError("sizes that no matrix has")
         tiles, params, perm = (
             arrays.pop(f"{base}.tiles"),
@@ -121,8 +140,8 @@ def join_affine(path: Path, base: str, fields: Any, arrays: dict[str, NDArray[An
             perm.dtype == np.int32 and perm.ndim == 1 and np.array_equal(np.sort(perm), np.arange(shape[1]))
         ):
             raise ValueError("a perm that is no permutation")
-        return AffineQuant(bits, group_size, (shape[0], shape[1]), tiles, params, perm)
-    except (KeyError, TypeError, ValueError) as error:
+        return AffineQuant(bits, group_size, (shape[0], shape[1]), tiles, params, perm, has_offsets)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         problem = f"is no quantised matrix ({type(error).__name__}: {error})"
         raise ModelFormatError(path, base[:80], problem, CONVERT_AGAIN) from None
 
@@ -130,48 +149,74 @@ def join_affine(path: Path, base: str, fields: Any, arrays: dict[str, NDArray[An
 def write(path: Path, checkpoint: Checkpoint, on_progress: Callable[[int], None] = lambda n_bytes: None) -> None:
     """Write a checkpoint as model.bin: one tensor in memory at a time, under a temporary name, then renamed.
 
-    Tensors that fill multiples of 256 bytes go first, so that each of them starts on such a multiple; safetensors
-    forbids holes, so those behind an odd-sized one need not.
+    Arrays that fill multiples of 256 bytes go first, so that each of them starts on such a multiple; safetensors
+    forbids holes, so those behind an odd-sized one need not. The header comes last, into the room left for it: what a
+    deferred matrix becomes is known once it is made.
     """
     metadata = {"llamagpu.format_version": FORMAT_VERSION, "config": json.dumps(checkpoint.config.to_dict())}
-    arrays: dict[str, NDArray[Any]] = {}
-    group_sizes: set[int] = set()
-    affine: dict[str, Any] = {}
-    for name, tensor in checkpoint.tensors.items():
-        if isinstance(tensor, Int8Matrix):
-            arrays[f"{name}.q"], arrays[f"{name}.scales"] = tensor.q, tensor.scales
-            group_sizes.add(tensor.group_size)
-        elif isinstance(tensor, AffineQuant):
-            arrays[f"{name}.tiles"], arrays[f"{name}.params"] = tensor.q, tensor.params
-            if tensor.perm is not None:
-                arrays[f"{name}.perm"] = tensor.perm
-            affine[name] = {"bits": tensor.bits, "group_size": tensor.group_size, "shape": tensor.shape}
-        elif isinstance(tensor, np.ndarray):
-            arrays[name] = tensor
-        else:
-            raise ValueError("random weights are not kept")
-    if len(group_sizes) > 1:
-        raise ValueError(f"one group size per file, not {sorted(group_sizes)}")
-    for group_size in group_sizes:
-        metadata["group_size"] = str(group_size)
-    if affine:
-        metadata[AFFINE] = json.dumps(affine, separators=(",", ":"))
+    if checkpoint.stop_tokens:
+        metadata[STOP_TOKENS] = json.dumps(checkpoint.stop_tokens)
+    if checkpoint.chat_template is not None:
+        metadata[CHAT_TEMPLATE] = checkpoint.chat_template
     if checkpoint.tokenizer is not None:
         metadata[TOKENIZER] = checkpoint.tokenizer.kind
-        arrays[TOKENIZER] = np.frombuffer(checkpoint.tokenizer.data, np.uint8)
-
-    order = sorted(arrays, key=lambda name: arrays[name].nbytes % ALIGNMENT != 0)  # stable: keeps reading order
-    header: dict[str, Any] = {"__metadata__": metadata}
-    offset = 0
-    for name in order:
-        array = arrays[name]
-        end = offset + array.nbytes
-        header[name] = {"dtype": DTYPE_NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    group_sizes: set[int] = set()
+    affine: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
+    odd_sized: list[tuple[str, NDArray[Any]]] = []
+    room = len(json.dumps(metadata)) + 1024 * (len(checkpoint.tensors) + 2)  # an entry takes about a hundred bytes
+    room += -(8 + room) % ALIGNMENT
     with atomic_write(path) as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in order:
-            file.write(np.ascontiguousarray(arrays[name]).data)
-            on_progress(arrays[name].nbytes)
+        file.write(bytes(8 + room))
+
+        def put(name: str, array: NDArray[Any]) -> None:
+            start = file.tell() - 8 - room
+            offsets = [start, start + array.nbytes]
+            entries[name] = {"dtype": DTYPE_NAMES[array.dtype], "shape": list(array.shape), "data_offsets": offsets}
+            file.write(np.ascontiguousarray(array).view(np.uint8).data)
+
+        for name, tensor in checkpoint.tensors.items():
+            made = tensor.materialize() if isinstance(tensor, Deferred) else tensor
+            if isinstance(made, Int8Matrix):
+                group_sizes.add(made.group_size)
+            elif isinstance(made, AffineQuant):
+                affine[name] = affine_fields(made)
+            for full_name, array in arrays_of(name, made):
+                if array.nbytes % ALIGNMENT:
+                    odd_sized.append((full_name, array))
+                else:
+                    put(full_name, array)
+            on_progress(tensor.nbytes)
+        if len(group_sizes) > 1:
+            raise ValueError(f"one group size per file, not {sorted(group_sizes)}")
+        for group_size in group_sizes:
+            metadata["group_size"] = str(group_size)
+        if affine:
+            metadata[AFFINE] = json.dumps(affine, separators=(",", ":"))
+        if checkpoint.tokenizer is not None:
+            odd_sized.append((TOKENIZER, np.frombuffer(checkpoint.tokenizer.data, np.uint8)))
+        for full_name, array in odd_sized:
+            put(full_name, array)
+        text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
+        assert len(text) <= room
+        file.seek(0)
+        file.write(struct.pack("<Q", room) + text.ljust(room))
+
+
+def arrays_of(name: str, tensor: Tensor) -> Iterator[tuple[str, NDArray[Any]]]:
+    """The arrays that a tensor is kept as, by their names."""
+    if isinstance(tensor, Int8Matrix):
+        yield from ((f"{name}.q", tensor.q), (f"{name}.scales", tensor.scales))
+    elif isinstance(tensor, AffineQuant):
+        yield from ((f"{name}.tiles", tensor.q), (f"{name}.params", tensor.params))
+        if tensor.perm is not None:
+            yield f"{name}.perm", tensor.perm
+    elif isinstance(tensor, np.ndarray):
+        yield name, tensor
+    else:
+        raise ValueError("random weights are not kept")
+
+
+def affine_fields(matrix: AffineQuant) -> dict[str, Any]:
+    fields: dict[str, Any] = {"bits": matrix.bits, "group_size": matrix.group_size, "shape": matrix.shape}
+    return fields | ({"has_offsets": True} if matrix.has_offsets else {})
