@@ -104,6 +104,11 @@ def high_bits(words: Bytes) -> Bytes:
     return np.unpackbits(words, axis=1, bitorder="little")
 
 
+def centred(q: Bytes, zero: int) -> Bytes:
+    """8 bits are taken as signed by the CPU's product: moved so that their zero is in the middle, nothing cancels."""
+    return q + np.uint8(128 - zero)
+
+
 def unpack_q4_0(b: Bytes) -> Unpacked:
     return nibbles(b[:, 2:], 16), halves(b, 0), None
 
@@ -113,7 +118,7 @@ def unpack_q4_1(b: Bytes) -> Unpacked:
 
 
 def unpack_q5_0(b: Bytes) -> Unpacked:
-    return nibbles(b[:, 6:], 16) | high_bits(b[:, 2:6]) << np.uint8(4), halves(b, 0), None
+    return centred(nibbles(b[:, 6:], 16) | high_bits(b[:, 2:6]) << np.uint8(4), 16), halves(b, 0), None
 
 
 def unpack_q5_1(b: Bytes) -> Unpacked:
@@ -162,18 +167,18 @@ def unpack_q5_k(b: Bytes) -> Unpacked:
 def unpack_q6_k(b: Bytes) -> Unpacked:
     """128 bytes of low nibbles; 64 bytes of high pairs; 16 scales, int8; d."""
     q = nibbles(b[:, :128], 64) | fields(b[:, 128:192], (0, 2, 4, 6), 3, 32) << np.uint8(4)
-    return q, halves(b, 208) * b[:, 192:208].view(np.int8), None
+    return centred(q, 32), halves(b, 208) * b[:, 192:208].view(np.int8), None
 
 
 BLOCKS = {
     2: Block("Q4_0", 32, 18, 4, 32, 8, unpack_q4_0, exact_in_half=True),
     3: Block("Q4_1", 32, 20, 4, 32, None, unpack_q4_1),
-    6: Block("Q5_0", 32, 22, 8, 32, 16, unpack_q5_0, exact_in_half=True),
+    6: Block("Q5_0", 32, 22, 8, 32, 128, unpack_q5_0, exact_in_half=True),
     7: Block("Q5_1", 32, 24, 8, 32, None, unpack_q5_1),
     8: Block("Q8_0", 32, 34, 8, 32, 128, unpack_q8_0, exact_in_half=True),
     10: Block("Q2_K", 256, 84, 4, 16, None, unpack_q2_k),
     11: Block("Q3_K", 256, 110, 4, 16, 4, unpack_q3_k),
     12: Block("Q4_K", 256, 144, 4, 32, None, unpack_q4_k),
     13: Block("Q5_K", 256, 176, 8, 32, None, unpack_q5_k),
-    14: Block("Q6_K", 256, 210, 8, 16, 32, unpack_q6_k),
+    14: Block("Q6_K", 256, 210, 8, 16, 128, unpack_q6_k),
 }
