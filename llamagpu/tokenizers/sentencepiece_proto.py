@@ -21,13 +21,13 @@ def model_proto(
 ) -> bytes:
     """One piece of each token, in the order of their ids. bos, eos: ids, None for none.
 
-    add_dummy_prefix: a space before each text. An empty piece, which SentencePiece does not allow, gets a name that
-    no text has.
+    add_dummy_prefix: a space before each text. An empty piece, which SentencePiece does not allow, gets the name
+    that llama.cpp gives it.
     """
     out = bytearray()
     names = {bos: NO_PIECE, eos: NO_PIECE}
     for token, (piece, score, kind) in enumerate(zip(pieces, scores, types, strict=True)):
-        piece = piece or b"\0empty %d" % token
+        piece = piece or b"[EMPTY_%d]" % token
         if token in names:
             names[token] = piece
         body = text(1, piece) + struct.pack("<Bf", 2 << 3 | 5, score) + number(3, kind)
