@@ -75,6 +75,9 @@ def add_tensors(file: MappedFile, header: Header, tensors: dict[str, Tensor]) ->
     for (_, end, name), (offset, _, next_name) in pairwise(ends):
         if offset < end:
             raise header.refuse(next_name, f"begins inside {name}")
+    end = start + max((end for _, end, _ in ends), default=0)
+    if file.size > -(-end // header.alignment) * header.alignment:  # what is padded up to that is no harm
+        raise header.refuse("length", f"is {file.size} bytes, but the last tensor ends at {end}")
 
 
 def tensor(file: MappedFile, info: TensorInfo, start: int) -> tuple[Tensor, int]:

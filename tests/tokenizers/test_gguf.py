@@ -69,7 +69,7 @@ def test_vocabularies_as_llama_cpp_mends_them() -> None:
     types[0], pieces[290], pieces[291] = 3, b"", b""
     pieces[295], types[295] = b"<|tool|>", 4
     tokenizer = opened(spm_keys(pieces, keys["tokenizer.ggml.scores"][2], types))
-    assert tokenizer.encode("the<|tool|>th") == [1, 266, 295, 264]
+    assert tokenizer.encode("the<|tool|>th") == [1, 266, 295, 265]
 
 
 def alphabet() -> list[str]:
@@ -134,7 +134,7 @@ def test_whether_a_byte_level_text_begins_with_bos() -> None:
 
 # What the published expressions say of texts that tell them apart.
 PIECES = [
-    ("llama-bpe", "I'VE 12345 don't  so!\n\n x", ["I", "'VE", " ", "123", "45", " don", "'t", " ", " so", "!\n\n", " x"]),
+    ("llama-bpe", "I'VE 12345 don't  s!\n x", ["I", "'VE", " ", "123", "45", " don", "'t", " ", " s", "!\n", " x"]),
     ("qwen2", "I'VE 123 don't", ["I", "'VE", " ", "1", "2", "3", " don", "'t"]),
     ("gpt-2", "I'VE 12345 don't  x\n\ny", ["I", "'", "VE", " 12345", " don", "'t", " ", " x", "\n", "\n", "y"]),
     ("smollm", "a 123b", ["a", " ", "1", "2", "3", "b"]),
