@@ -21,6 +21,7 @@ from llamagpu.quantization import AffineQuant, Deferred
 from llamagpu.tokenizers import open_spec, read_spec
 from tests.formats.gguf_files import File, Floats, Shape, Tensor, small_model, small_vocabulary
 from tests.models.reference_by_names import forward_by_names
+from tests.references import make_gguf
 from tests.tokenizers.test_tokenizers import random_texts
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -308,3 +309,20 @@ def test_stories260k_text_with_the_vocabulary_inside(data: Path) -> None:
     for text in random_texts(1000):
         assert llm.tokenizer.encode(text) == other.encode(text)
         assert llm.tokenizer.decode(llm.tokenizer.encode(text)) == other.decode(other.encode(text))
+
+
+@pytest.mark.parametrize("arch", make_gguf.ARCHITECTURES)
+def test_logits_equal_those_of_transformers(arch: str, tmp_path: Path) -> None:
+    """Its reader of GGUF and its models share nothing with ours. Stored: tests/references/make_gguf.py."""
+    path = tmp_path / "small.gguf"
+    path.write_bytes(make_gguf.model_bytes(arch))
+    logits = llamagpu.load(path, device="cpu").logits(make_gguf.IDS)
+    np.testing.assert_allclose(logits, np.load(make_gguf.STORED)[arch], atol=1e-4)
+
+
+def test_the_stored_logits_are_those_of_transformers() -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    stored = np.load(make_gguf.STORED)
+    for arch, logits in make_gguf.reference_logits().items():
+        np.testing.assert_allclose(logits, stored[arch], atol=1e-5)
