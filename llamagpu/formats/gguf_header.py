@@ -30,7 +30,7 @@ NUMBERS: dict[int, np.dtype[Any]] = {
 # No model comes near these. They bound the work and the memory that a damaged header can ask for.
 MAX_KEYS = 4096
 MAX_KEY_BYTES = 1024
-MAX_TENSORS = 16 * 1024  # 1024 layers, the most a config may have, of twelve
+MAX_TENSORS = 10 * 1024  # 850 layers of twelve: what is known of each takes about 450 bytes
 MAX_NAME_BYTES = 256
 MAX_STRINGS = 1 << 21  # of all arrays together, and arrays in arrays: each is one step of a loop
 MAX_NESTING = 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -279,3 +280,18 @@ def test_scales_that_are_no_numbers_are_seen_when_they_are_read(tmp_path: Path) 
     with pytest.raises(ModelFormatError, match=f"{wq}: has a scale that is no finite number in rows 0 to") as caught:
         llamagpu.load(path, device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_very_many_tensors_take_little_memory(tmp_path: Path) -> None:
+    """As many as are let through, as small as they may be."""
+    file = File({"general.architecture": ("str", "llama")}, {})
+    file.tensors = {f"{i:05}": Tensor((1,), "F32", bytes(4)) for i in range(MAX_TENSORS)}
+    path = tmp_path / "model.gguf"
+    path.write_bytes(file.to_bytes())
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelFormatError, match=r"token_embd\.weight: is missing"):
+            open_checkpoint(path)
+        assert tracemalloc.get_traced_memory()[1] < 2 * path.stat().st_size + (4 << 20)
+    finally:
+        tracemalloc.stop()
