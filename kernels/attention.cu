@@ -8,7 +8,8 @@
 // (attention_split), whose partial results are then put together in order (attention_merge).
 //
 // Shapes    q float32 [n][n_heads * head_dim], padded; keys, values of type KV
-//           [n_kv_heads][capacity][padded(head_dim)], head_dim at most 1024; out is written for its reader
+//           [n_kv_heads][capacity][padded(head_dim)], head_dim at most 1024; key_scales, value_scales float32
+//           [n_kv_heads][capacity] where they have 8 bits; out is written for its reader
 //           (activations.cuh), n_heads * head_dim wide;
 //           partial float32 [n_splits][n][n_heads][padded(head_dim)]: sums of exp(score - largest) * v;
 //           stats float2 [n_splits][n][n_heads]: the largest score, the sum of exp(score - largest).
@@ -29,8 +30,8 @@ constexpr int MERGE_THREADS = 64, MOST_SPLITS = 256;
 // place q [ROWS][stride]; then weights [ROWS][TILE].
 template <class KV, int ROWS>
 __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
-    attention_split(const float* q, const KV* keys, const KV* values, const int* position, float* partial,
-                    float2* stats, int n, int n_heads, int n_kv_heads, int head_dim, int capacity, int lanes_per_key,
+    attention_split(const float* q, const KV* keys, const KV* values, const float* key_scales,
+                    const float* value_scales, const int* position, float* partial, float2* stats, int n, int n_heads, int n_kv_heads, int head_dim, int capacity, int lanes_per_key,
                     int window, float scale) {
     wait_for_previous_kernel();
     launch_dependents();
@@ -52,6 +53,9 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
     const int first = max(0, visible(0) - window), n_keys = visible(n_rows - 1);  // that any row sees
     const int per_split = ((n_keys - first + n_splits - 1) / n_splits + TILE - 1) / TILE * TILE;
     const int begin = first + split * per_split, end = min(begin + per_split, n_keys);  // none: splits without a tile
+    constexpr bool SCALED = sizeof(KV) == 1;
+    key_scales += SCALED ? static_cast<size_t>(kv_head) * capacity : 0;
+    value_scales += SCALED ? static_cast<size_t>(kv_head) * capacity : 0;
     keys += static_cast<size_t>(kv_head) * capacity * stride;
     values += static_cast<size_t>(kv_head) * capacity * stride;
 
@@ -86,12 +90,13 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
                     }
                 }
             }
+            const float key_scale = SCALED && key < tile ? __ldcg(key_scales + base + key) : 1.f;
 #pragma unroll
             for (int row = 0; row < ROWS; row++) {
                 for (int offset = lanes_per_key / 2; offset > 0; offset /= 2)
                     dots[row] += __shfl_xor_sync(ALL_LANES, dots[row], offset);
                 const bool seen = base + key < visible(row) && base + key >= visible(row) - window;
-                if (part == 0) weights[row * TILE + key] = seen ? dots[row] : NEGATIVE_INFINITY;
+                if (part == 0) weights[row * TILE + key] = seen ? dots[row] * key_scale : NEGATIVE_INFINITY;
             }
         }
         __syncthreads();
@@ -119,9 +124,10 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
             for (int key = key_lane; key < tile; key += n_key_lanes) {
                 float v[8];
                 load8(values + static_cast<size_t>(base + key) * stride + vector * 8, v);
+                const float value_scale = SCALED ? __ldcg(value_scales + base + key) : 1.f;
 #pragma unroll
                 for (int row = 0; row < ROWS; row++) {
-                    const float weight = weights[row * TILE + key];
+                    const float weight = weights[row * TILE + key] * value_scale;
 #pragma unroll
                     for (int i = 0; i < 8; i++) sums[row][i] = fmaf(weight, v[i], sums[row][i]);
                 }

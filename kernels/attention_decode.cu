@@ -5,6 +5,8 @@
 // As attention.cu (same rows, same partial results, put together by its attention_merge), but for at most ROWS rows in
 // all, and made to have many loads in flight: warps share nothing until the end, so there is no barrier in the loop.
 //
+// Keys and values of 8 bits have a scale each, multiplied in after the sum over a key, and into the weight of a value.
+//
 // Shapes    as attention.cu; head_dim at most 256, n * group at most ROWS.
 // Threads   grid (1, n_kv_heads, n_splits), block DECODE_WARPS warps. Split s takes an equal share of the keys, in
 //           whole multiples of SHARE; its warps take batches in turns. Lanes: lanes_per_key (a power of two from 2 to
@@ -21,6 +23,10 @@ constexpr int SHARE = 64;
 // Eight neighbouring numbers as they are stored.
 struct Raw16 { uint4 bits; };
 struct Raw32 { uint4 low, high; };
+struct Raw8 { uint2 bits; };
+__device__ __forceinline__ Raw8 load_raw(const signed char* place) {
+    return {__ldcg(reinterpret_cast<const uint2*>(place))};
+}
 __device__ __forceinline__ Raw16 load_raw(const __half* place) { return {load_once(place)}; }
 __device__ __forceinline__ Raw32 load_raw(const float* place) { return {load_once(place), load_once(place + 4)}; }
 
@@ -41,12 +47,15 @@ __device__ __forceinline__ void widen(const Raw32& raw, float (&values)[8]) {
     for (int i = 0; i < 8; i++) values[i] = __uint_as_float(words[i]);
 }
 
+__device__ __forceinline__ void widen(const Raw8& raw, float (&values)[8]) { widen8(raw.bits, values); }
+
 template <class KV, int ROWS>
 __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1)
-    attention_decode(const float* q, const KV* keys, const KV* values, const int* position, float* partial,
-                     float2* stats, int n, int n_heads, int n_kv_heads, int head_dim, int capacity, int lanes_per_key,
+    attention_decode(const float* q, const KV* keys, const KV* values, const float* key_scales,
+                     const float* value_scales, const int* position, float* partial, float2* stats, int n, int n_heads, int n_kv_heads, int head_dim, int capacity, int lanes_per_key,
                      int window, float scale) {
-    constexpr int UNROLL = (ROWS > 4 ? 4 : 8) / (sizeof(KV) / 2);
+    constexpr bool SCALED = sizeof(KV) == 1;
+    constexpr int UNROLL = (ROWS > 4 ? 4 : 8) / (sizeof(KV) == 4 ? 2 : 1);
     extern __shared__ float4 shared4[];
     __shared__ float largest_of[DECODE_WARPS][ROWS], sum_of[DECODE_WARPS][ROWS];
     float* sums_of = reinterpret_cast<float*>(shared4);  // [DECODE_WARPS][ROWS][stride]
@@ -103,6 +112,16 @@ __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1)
         };
         load_batch(keys, of_keys);
         load_batch(values, of_values);
+        float key_scale[UNROLL], value_scale[UNROLL];
+        if (SCALED) {
+#pragma unroll
+            for (int u = 0; u < UNROLL; u++) {
+                const int key = base + u * keys_per_load + slot;
+                const size_t at = static_cast<size_t>(kv_head) * capacity + key;
+                key_scale[u] = key < end ? __ldcg(key_scales + at) : 0.f;
+                value_scale[u] = key < end ? __ldcg(value_scales + at) : 0.f;
+            }
+        }
         float weights[ROWS][UNROLL];
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
@@ -126,6 +145,7 @@ __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1)
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
                 const int key = base + u * keys_per_load + slot;
+                if (SCALED) weights[row][u] *= key_scale[u];
                 if (key >= min(end, visible[row]) || key < visible[row] - window) weights[row][u] = NEGATIVE_INFINITY;
             }
             float now = largest[row];
@@ -148,6 +168,9 @@ __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1)
         for (int u = 0; u < UNROLL; u++) {
             float v[8];
             widen(of_values[u], v);
+            if (SCALED)
+#pragma unroll
+                for (int i = 0; i < 8; i++) v[i] *= value_scale[u];
 #pragma unroll
             for (int row = 0; row < ROWS; row++)
 #pragma unroll

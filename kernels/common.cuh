@@ -59,7 +59,21 @@ __device__ __forceinline__ void load8(const __half* row, float (&values)[8]) {
     }
 }
 
+// Keys and values of 8 bits: whole numbers, which a scale per head and position turns into floats.
+__device__ __forceinline__ void widen8(uint2 packed, float (&values)[8]) {
+    const unsigned words[2] = {packed.x, packed.y};
+#pragma unroll
+    for (int i = 0; i < 8; i++) values[i] = static_cast<float>(static_cast<signed char>(words[i / 4] >> (8 * (i % 4))));
+}
+
+__device__ __forceinline__ void load8(const signed char* row, float (&values)[8]) {
+    widen8(__ldcg(reinterpret_cast<const uint2*>(row)), values);
+}
+
 __device__ __forceinline__ float silu(float a) { return a / (1.f + expf(-a)); }
 
 __device__ __forceinline__ void store(float* place, float value) { *place = value; }
 __device__ __forceinline__ void store(__half* place, float value) { *place = __float2half_rn(value); }
+__device__ __forceinline__ void store(signed char* place, float value) {
+    *place = static_cast<signed char>(__float2int_rn(value));
+}

@@ -24,7 +24,8 @@ __global__ void __launch_bounds__(W::THREADS, W::min_blocks(COLUMNS))
     const Pair pair(product.pair, n_heads, n_kv_heads, head_dim, half_split);
     if (!product.exists || !pair.exists) return;
     if (bias) product.first += bias[2 * product.pair], product.second += bias[2 * product.pair + 1];
-    turn_and_store(pair, product.first, product.second, angles, *position + product.column,
-                   q + static_cast<size_t>(product.column) * padded(n_heads * head_dim), keys, values, head_dim,
-                   capacity);
+    const int place = *position + product.column;
+    const float2 turned = turn(pair, make_float2(product.first, product.second), angles, place, head_dim);
+    store_pair(pair, turned, place, q + static_cast<size_t>(product.column) * padded(n_heads * head_dim), keys, values,
+               head_dim, capacity);
 }

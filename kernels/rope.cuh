@@ -27,24 +27,26 @@ struct Pair {
     }
 };
 
-// Turn the two elements and write them: to a token's row of q, or to the cache at `position`.
+// The two elements of a head, turned by the angle of their position.
+__device__ __forceinline__ float2 turn(const Pair& pair, float2 value, const float* __restrict__ angles, int position,
+                                       int head_dim) {
+    if (pair.is_v) return value;
+    const float* turn = angles + static_cast<size_t>(position) * head_dim + pair.j;
+    const float cosine = turn[0], sine = turn[head_dim / 2];
+    return make_float2(value.x * cosine - value.y * sine, value.x * sine + value.y * cosine);
+}
+
+// Write them to a token's row of q, or to the cache at `position`.
 template <class KV>
-__device__ __forceinline__ void turn_and_store(const Pair& pair, float first, float second,
-                                               const float* __restrict__ angles, int position, float* q_row, KV* keys,
-                                               KV* values, int head_dim, int capacity) {
-    if (!pair.is_v) {
-        const float* turn = angles + static_cast<size_t>(position) * head_dim + pair.j;
-        const float cosine = turn[0], sine = turn[head_dim / 2], before = first;
-        first = before * cosine - second * sine;
-        second = before * sine + second * cosine;
-    }
+__device__ __forceinline__ void store_pair(const Pair& pair, float2 value, int position, float* q_row, KV* keys,
+                                           KV* values, int head_dim, int capacity) {
     if (pair.is_q) {
-        q_row[pair.head * head_dim + pair.a] = first;
-        q_row[pair.head * head_dim + pair.b] = second;
+        q_row[pair.head * head_dim + pair.a] = value.x;
+        q_row[pair.head * head_dim + pair.b] = value.y;
     } else {
         const size_t row = static_cast<size_t>(pair.head) * capacity + position;
         KV* out = (pair.is_v ? values : keys) + row * padded(head_dim);
-        store(out + pair.a, first);
-        store(out + pair.b, second);
+        store(out + pair.a, value.x);
+        store(out + pair.b, value.y);
     }
 }

@@ -60,7 +60,8 @@ class Backend(Protocol):
     def gate_up(self, gate: Tensor, up: Tensor) -> Weight:
         """The two matrices that read one vector, as ``rmsnorm_gate_up_swiglu`` takes them."""
 
-    def kv_cache(self, config: ModelConfig, capacity: int) -> KVCache: ...
+    def kv_cache(self, config: ModelConfig, capacity: int, kv_bits: int = 16) -> KVCache:
+        """kv_bits: 16 for keys and values as the backend keeps them, 8 for whole numbers with a scale per head."""
 
     def sampler(self, params: SamplingParams, vocab_size: int) -> Sampler: ...
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.backends.cpu.attention import attention
+from llamagpu.backends.cpu.kv_int8 import quantize_rows, widen_rows
 from llamagpu.backends.cuda import launches
 from llamagpu.backends.cuda.device import Device, DeviceArray
 from llamagpu.backends.cuda.kernels import KV_TYPES
@@ -41,14 +42,22 @@ def case(
     q = random(n, config.q_dim) * np.float32(scale)
     shape = (config.n_kv_heads, n_keys, head_dim)
     dtype = DTYPES[kv]
-    keys: NDArray[Any] = random(*shape, seed=1).astype(dtype)
-    values: NDArray[Any] = random(*shape, seed=2).astype(dtype)
+    floats = random(*shape, seed=1), random(*shape, seed=2)
+    scaled = [quantize_rows(part) for part in floats] if kv == "signed char" else None
+    keys, values = [q for q, _ in scaled] if scaled else [part.astype(dtype) for part in floats]
 
     def cache(device: Device, filled: NDArray[Any]) -> DeviceArray:
         """What is beyond the filled positions is NaN, and what is before all windows."""
-        whole: NDArray[Any] = np.full((config.n_kv_heads, capacity, padded(head_dim)), np.nan, dtype)
+        nothing = 99 if kv == "signed char" else np.nan
+        whole: NDArray[Any] = np.full((config.n_kv_heads, capacity, padded(head_dim)), nothing, dtype)
         whole[:, :n_keys] = 0
         whole[:, :n_keys, :head_dim] = filled
+        whole[:, : max(0, start + 1 - window) if window else 0] = nothing
+        return device.upload(whole)
+
+    def scales(device: Device, filled: NDArray[np.float32]) -> DeviceArray:
+        whole = np.full((config.n_kv_heads, capacity), np.nan, np.float32)
+        whole[:, :n_keys] = filled
         whole[:, : max(0, start + 1 - window) if window else 0] = np.nan
         return device.upload(whole)
 
@@ -57,7 +66,8 @@ def case(
         partial = unwritten(device, n_splits * n * config.n_heads, padded(head_dim))
         stats = unwritten(device, n_splits * n * config.n_heads, 2)
         position = device.upload(np.asarray([start], np.int32))
-        cached = cache(device, keys), cache(device, values)
+        of_rows = (scales(device, scaled[0][1]), scales(device, scaled[1][1])) if scaled else None
+        cached = cache(device, keys), cache(device, values), of_rows
         launches.attention_split(
             device, upload_rows(device, q), *cached, position, n, n_splits, config, window, partial, stats
         )  # fmt: skip
@@ -66,7 +76,10 @@ def case(
 
     def twin() -> Arrays:
         queries = q.reshape(n, config.n_heads, head_dim)
-        return {"out": attention(queries, keys.astype(np.float32), values.astype(np.float32), start, window)}
+        wide = (
+            [widen_rows(*part) for part in scaled] if scaled else [keys.astype(np.float32), values.astype(np.float32)]
+        )
+        return {"out": attention(queries, *wide, start, window)}
 
     name = f"{kv} {config.n_heads}/{config.n_kv_heads} heads of {head_dim} n={n} at {start} splits {n_splits}"
     name += f" scale {scale:g}" * (scale != 1) + " to halves" * (form == "split") + f" window {window}" * bool(window)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from llamagpu.backends.cpu.kv_int8 import quantize_rows
 from llamagpu.backends.cpu.rmsnorm import rmsnorm
 from llamagpu.backends.cpu.rope import rope, rope_angles
 from llamagpu.backends.cuda import launches
@@ -42,10 +46,16 @@ def case(
         qkv = upload_rows(device, np.concatenate([q, k, v], axis=1)[:, order])
         biases = device.upload(bias[order]) if biased else None
         of_heads = (upload_vector(device, norms[0]), upload_vector(device, norms[1])) if normed else None
-        launches.rope_append(device, qkv, biases, of_heads, angles, position, n, config, keys, values, turned)
+        scales = [unwritten(device, config.n_kv_heads, capacity) for _ in range(2)]
+        of_cache = (scales[0], scales[1]) if kv == "signed char" else None
+        launches.rope_append(device, qkv, biases, of_heads, angles, position, n, config, keys, values, of_cache, turned)
         out = {"q": download_rows(device, turned, config.q_dim)}
-        for name, cache in (("keys", keys), ("values", values)):
+        for name, cache, of_rows in (("keys", keys, scales[0]), ("values", values, scales[1])):
             out[name] = appended(device, cache, start, n, head_dim)
+            if of_cache:
+                host = device.download(of_rows)
+                assert np.isnan(np.delete(host, np.s_[start : start + n], axis=1)).all(), "a scale of another position"
+                out[f"scales of {name}"] = host[:, start : start + n]
         return out
 
     def twin() -> Arrays:
@@ -57,7 +67,13 @@ def case(
         if normed:
             turned, keys = (rmsnorm(x, norm, config.norm_eps) for x, norm in zip((turned, keys), norms, strict=True))
         turned, keys = rope(turned, cos, sin, config.rope_layout), rope(keys, cos, sin, config.rope_layout)
-        return {"q": turned.reshape(n, -1), "keys": keys.transpose(1, 0, 2), "values": values.transpose(1, 0, 2)}
+        keys, values = keys.transpose(1, 0, 2), values.transpose(1, 0, 2)
+        if kv == "signed char":
+            out: dict[str, NDArray[Any]] = {"q": turned.reshape(n, -1)}
+            out["keys"], out["scales of keys"] = quantize_rows(keys)
+            out["values"], out["scales of values"] = quantize_rows(values)
+            return out
+        return {"q": turned.reshape(n, -1), "keys": keys, "values": values}
 
     shape = f"{config.n_heads}/{config.n_kv_heads} heads of {head_dim} {config.rope_layout}"
     return Case(f"{kv} {shape} n={n} at {start}{' bias' * biased}{' norms' * normed}", run, twin, tolerance_of(kv))
@@ -77,6 +93,7 @@ CASES += [
     for n in (1, 9)
 ]
 SMALL = [case(kv, heads(8, 3, 1, 10, "half_split"), 9, 31) for kv in KV_TYPES] + [
+    case("signed char", heads(8, 3, 2, 66), 2, 5, biased=True, normed=True),
     case("float", heads(8, 5, 2, 38), 2, 0, biased=True),
     case("float", heads(8, 3, 1, 66, "half_split"), 2, 5, normed=True),
 ]

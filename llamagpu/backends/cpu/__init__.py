@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.backends.cpu.attention import attention
+from llamagpu.backends.cpu.kv_int8 import quantize_rows, widen_rows
 from llamagpu.backends.cpu.linear import embedding, linear
 from llamagpu.backends.cpu.rmsnorm import rmsnorm
 from llamagpu.backends.cpu.rope import rope, rope_angles
@@ -31,15 +32,42 @@ Weight = Floats | Int8Matrix | AffineQuant
 
 @dataclass
 class CPUCache:
-    """keys, values: float32 [n_layers, n_kv_heads, capacity, head_dim]; memory is taken as positions are written."""
+    """keys, values: float32 or int8 [n_layers, n_kv_heads, capacity, head_dim]; memory is taken as they are written.
 
-    keys: Floats
-    values: Floats
+    scales: of int8 keys and values, float32 [2, n_layers, n_kv_heads, capacity].
+    """
+
+    keys: NDArray[Any]
+    values: NDArray[Any]
+    scales: Floats | None = None
     length: int = 0
 
     @property
     def capacity(self) -> int:
         return int(self.keys.shape[2])
+
+    def append(self, layer: int, keys: Floats, values: Floats) -> None:
+        """Put keys and values [n, n_kv_heads, head_dim] at the next n positions, without moving on."""
+        place = slice(self.length, self.length + len(keys))
+        for i, (cached, rows) in enumerate(((self.keys, keys), (self.values, values))):
+            by_head = rows.transpose(1, 0, 2)
+            if self.scales is None:
+                cached[layer, :, place] = by_head
+            else:
+                cached[layer, :, place], self.scales[i, layer, :, place] = quantize_rows(by_head)
+
+    def read(self, layer: int, n: int, window: int) -> tuple[Floats, Floats]:
+        """Keys and values of a layer; of int8 float32 copies, in which only what n queries see is filled."""
+        if self.scales is None:
+            return self.keys[layer], self.values[layer]
+        first = max(0, self.length + 1 - window) if window else 0
+        filled = slice(first, self.length + n)
+        parts = []
+        for i, cached in enumerate((self.keys, self.values)):
+            wide = np.empty((cached.shape[1], self.length + n, cached.shape[3]), np.float32)
+            wide[:, filled] = widen_rows(cached[layer, :, filled], self.scales[i, layer, :, filled])
+            parts.append(wide)
+        return parts[0], parts[1]
 
 
 @dataclass(frozen=True)
@@ -93,9 +121,12 @@ class CPUBackend:
     def gate_up(self, gate: Tensor, up: Tensor) -> tuple[Weight, Weight]:
         return self.weight(gate), self.weight(up)
 
-    def kv_cache(self, config: ModelConfig, capacity: int) -> CPUCache:
+    def kv_cache(self, config: ModelConfig, capacity: int, kv_bits: int = 16) -> CPUCache:
         shape = (config.n_layers, config.n_kv_heads, capacity, config.head_dim)
         try:
+            if kv_bits == 8:
+                scales = np.zeros((2, *shape[:3]), np.float32)
+                return CPUCache(np.zeros(shape, np.int8), np.zeros(shape, np.int8), scales)
             return CPUCache(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
         except MemoryError:
             gib = capacity * config.kv_bytes_per_token() / 2**30
@@ -131,12 +162,12 @@ class CPUBackend:
         if w.norms is not None:
             q, k = (rmsnorm(x, norm, config.norm_eps) for x, norm in zip((q, k), w.norms, strict=True))
         cos, sin = rope_angles(start, n, config)
-        cache.keys[layer, :, start : start + n] = rope(k, cos, sin, config.rope_layout).transpose(1, 0, 2)
-        cache.values[layer, :, start : start + n] = v.transpose(1, 0, 2)
+        cache.append(layer, rope(k, cos, sin, config.rope_layout), v)
         return rope(q, cos, sin, config.rope_layout)
 
     def attention(self, q: Floats, cache: CPUCache, layer: int, config: ModelConfig) -> Floats:
-        return attention(q, cache.keys[layer], cache.values[layer], cache.length, config.window_of(layer))
+        window = config.window_of(layer)
+        return attention(q, *cache.read(layer, len(q), window), cache.length, window)
 
     def linear_add(self, residual: Floats, x: Floats, w: Weight) -> Floats:
         residual += self.linear(x, w)

@@ -79,13 +79,14 @@ class CUDABackend:
     def gate_up(self, gate: Tensor, up: Tensor) -> Stack:
         return upload_gate_up(self.device, gate, up)
 
-    def kv_cache(self, config: ModelConfig, capacity: int) -> CUDACache:
+    def kv_cache(self, config: ModelConfig, capacity: int, kv_bits: int = 16) -> CUDACache:
         if config.head_dim > LARGEST_HEAD_DIM:
             raise UsageError(
                 f"heads of {config.head_dim} elements are too wide for the GPU kernels"
                 f" (at most {LARGEST_HEAD_DIM}): --device cpu runs this model"
             )
         dtype = self.kv_dtype or (np.float32 if self._qkv_kinds == {"F32"} else np.float16)
+        dtype = np.int8 if kv_bits == 8 else dtype
         return CUDACache(self.device, config, capacity, dtype)
 
     def sampler(self, params: SamplingParams, vocab_size: int) -> CUDASampler:
@@ -165,19 +166,19 @@ class CUDABackend:
         self, x: Residual, norm: DeviceArray, w: Stack, cache: CUDACache, layer: int, config: ModelConfig
     ) -> DeviceArray:
         q = self.scratch("q", x.n, config.q_dim)
-        place = (cache.angles, cache.position, x.n, config, cache.keys[layer], cache.values[layer], q)
+        place = (cache.angles, cache.position, x.n, config, cache.keys[layer], cache.values[layer])
         if is_fused(x.n, w):
             matrix = w.parts[0].matrix
             vectors = self.read_normed(x, norm, config.norm_eps, matrix)
-            if w.norms is None:
-                launches.qkv_rope(self.device, matrix, vectors, w.bias, *place)
+            if w.norms is None and cache.keys.dtype != np.int8:
+                launches.qkv_rope(self.device, matrix, vectors, w.bias, *place, q)
                 return q
-            # the norm of a head needs all of it, which no block of the product has
+            # the norm of a head, and its scale of 8 bits, need all of it, which no block of the product has
             qkv = self.scratch("qkv", x.n, w.out_features)
             launches.linear(self.device, matrix, vectors, x.n, qkv, w.out_features)
         else:
             qkv = self.products(self.normed_rows(x, norm, config.norm_eps), x.n, w, "qkv")
-        launches.rope_append(self.device, qkv, w.bias, w.norms, *place)
+        launches.rope_append(self.device, qkv, w.bias, w.norms, *place, cache.scales(layer), q)
         return q
 
     def attention(self, q: DeviceArray, cache: CUDACache, layer: int, config: ModelConfig) -> Coming:
@@ -188,8 +189,8 @@ class CUDABackend:
         partial = self.scratch("partial", n_queries, config.head_dim)
         stats = self.scratch("stats", -(-n_queries // 8), 16)  # two numbers a query, in rows of 16
         launches.attention_split(
-            self.device, q, cache.keys[layer], cache.values[layer], cache.position, n, n_splits, config, window,
-            partial, stats,
+            self.device, q, cache.keys[layer], cache.values[layer], cache.scales(layer), cache.position, n, n_splits,
+            config, window, partial, stats,
         )  # fmt: skip
 
         def write(target: Target) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from llamagpu.backends.cpu.rope import rope_angles
-from llamagpu.backends.cuda.device import Device
+from llamagpu.backends.cuda.device import Device, DeviceArray
 from llamagpu.backends.cuda.matrix import padded
 from llamagpu.config import ModelConfig
 
@@ -26,7 +26,8 @@ def bucket_of(n_positions: int, capacity: int) -> int:
 
 
 class CUDACache:
-    """keys, values: float16 or float32 [n_layers, n_kv_heads, capacity, padded(head_dim)].
+    """keys, values: float16, float32 or int8 [n_layers, n_kv_heads, capacity, padded(head_dim)]; int8 times a scale,
+    float32 [n_layers, n_kv_heads, capacity].
 
     position: int32 [1], positions filled, as kernels see it; ``length`` is the host's count. The two agree except while
     tokens are decoded ahead of the host. tokens: int32 [MAX_PROMPT_CHUNK], the tokens of a call; the first is where the
@@ -39,7 +40,13 @@ class CUDACache:
         self.capacity, self.length, self.limit = capacity, 0, capacity
         self.keys = device.zeros(shape, dtype)
         self.values = device.zeros(shape, dtype)
+        scaled = np.dtype(dtype) == np.int8
+        self._scales = [device.zeros(shape[:3], np.float32) for _ in range(2)] if scaled else None
         self.position = device.zeros((1,), np.int32)
         self.tokens = device.zeros((MAX_PROMPT_CHUNK,), np.int32)
         cos, sin = rope_angles(0, capacity, config)
         self.angles = device.upload(np.concatenate([cos, sin], axis=1))
+
+    def scales(self, layer: int) -> tuple[DeviceArray, DeviceArray] | None:
+        """Of keys and values of 8 bits; else None."""
+        return None if self._scales is None else (self._scales[0][layer], self._scales[1][layer])

@@ -18,7 +18,7 @@ FLOATS = ("F32", "F16", "BF16")  # structs of kernels/weights.cuh
 OFFSETS = ("Q4Offset", "Q4OffsetShortest", "Q8Offset")
 TILES = (*(f"Q{bits}{kind}" for bits in (4, 8) for kind in ("", "Short", "Shortest", "F")), *OFFSETS)  # of tiles.cuh
 WEIGHTS = FLOATS + TILES
-KV_TYPES = ("float", "__half")
+KV_TYPES = ("float", "__half", "signed char")
 COLUMNS = {**dict.fromkeys(FLOATS, (1, 2, 4, 8)), **dict.fromkeys(TILES, (4, 8))}  # of one pass over the weights
 ROWS = (1, 2, 4, 8)  # queries of one attention block
 
@@ -30,7 +30,7 @@ INSTANCES: dict[str, tuple[str, ...]] = {
     "qkv_rope": tuple(
         f"qkv_rope<{w}, {kv}, {c}>"
         for w in WEIGHTS
-        for kv in (KV_TYPES if w in ("F32", "F16") else ("__half",))
+        for kv in (("float", "__half") if w in ("F32", "F16") else ("__half",))
         for c in COLUMNS[w]
     ),
     "attention": (*(f"attention_split<{kv}, {rows}>" for kv in KV_TYPES for rows in ROWS), "attention_merge"),

@@ -26,7 +26,8 @@ ROPE_HEADS = 4
 NO_WINDOW = 2**31 - 1
 SWIGLU_THREADS = 128
 DECODE_WARPS, WIDEST_DECODE_HEAD = 4, 256  # kernels/attention_decode.cu
-KV_NAMES = {"float32": "float", "float16": "__half"}  # in C++
+KV_NAMES = {"float32": "float", "float16": "__half", "int8": "signed char"}  # in C++
+Scales = tuple[DeviceArray, DeviceArray]  # of keys and values of 8 bits: float32 [n_kv_heads, capacity]
 
 
 def weights(w: DeviceMatrix) -> tuple[object, ...]:
@@ -177,6 +178,7 @@ def rope_append(
     config: ModelConfig,
     keys: DeviceArray,
     values: DeviceArray,
+    scales: Scales | None,
     q: DeviceArray,
 ) -> None:
     """What qkv_rope does after its products, which are qkv, in the order of pairs; norms: of the heads of q and k."""
@@ -184,7 +186,7 @@ def rope_append(
     n_heads = config.n_heads + 2 * config.n_kv_heads
     sizes = (config.n_heads, config.n_kv_heads, config.head_dim, keys.shape[1], config.rope_layout == "half_split")
     vectors = (qkv, bias, *(norms or (None, None)), f32(config.norm_eps), angles)
-    args = (*vectors, position, q, keys, values, *map(i32, sizes))
+    args = (*vectors, position, q, keys, values, *(scales or (None, None)), *map(i32, sizes))
     launch((-(-n_heads // ROPE_HEADS), n), (ROPE_HEADS * 32,), args, 0, True)
 
 
@@ -213,6 +215,7 @@ def attention_split(
     q: DeviceArray,
     keys: DeviceArray,
     values: DeviceArray,
+    scales: Scales | None,
     position: DeviceArray,
     n: int,
     n_splits: int,
@@ -243,7 +246,8 @@ def attention_split(
         threads = ATTENTION_THREADS
         shared_floats = rows * stride * (threads // (stride // 8)) + rows * ATTENTION_TILE
     sizes = map(i32, (n, n_heads, n_kv_heads, head_dim, keys.shape[1], lanes_per_key, window or NO_WINDOW))
-    args = (q, keys, values, position, partial, stats, *sizes, f32(head_dim**-0.5))
+    cached = (keys, values, *(scales or (None, None)))
+    args = (q, *cached, position, partial, stats, *sizes, f32(head_dim**-0.5))
     launch((n_blocks, n_kv_heads, n_splits), (threads,), args, 4 * shared_floats, True)
 
 
