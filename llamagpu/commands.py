@@ -20,7 +20,7 @@ from llamagpu.formats import is_model, native, open_checkpoint
 from llamagpu.generation import MAX_TOKENS, Generation
 from llamagpu.gpu_driver import count_gpus
 from llamagpu.llm import DEMO, find_tokenizer, load, model_path
-from llamagpu.quantization import AffineQuant
+from llamagpu.quantization import AffineQuant, Deferred
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, write_text
 from llamagpu.tokenizers import open_spec, read_spec
@@ -167,7 +167,7 @@ def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None
         if tokenizer is not None:
             raise
         about_tokenizer = f"none: {error}"
-    file_bytes = checkpoint.path.stat().st_size
+    file_bytes = checkpoint.nbytes if checkpoint.path.is_dir() else checkpoint.path.stat().st_size
     kv_bytes = positions * config.kv_bytes_per_token()
     rows = [
         ("file", f"{printable(str(checkpoint.path))} ({human_bytes(file_bytes)})"),
@@ -189,7 +189,7 @@ def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None
         ),
         ("memory", f"about {human_bytes(kv_bytes + cpu_weight_bytes(checkpoint))} on the CPU at {positions} positions"),
     ]
-    for name, value in rows:
+    for name, value in [*rows, *(("note", printable(note)) for note in checkpoint.notes)]:
         print(f"{name:<13} {value}")
 
 
@@ -207,12 +207,14 @@ def type_name(tensor: Tensor) -> str:
     if isinstance(tensor, AffineQuant):
         group = "row" if tensor.group_size == tensor.shape[1] else str(tensor.group_size)
         return f"{tensor.bits}-bit (group {group})"
+    if isinstance(tensor, Deferred):
+        return tensor.kind
     return str(tensor.dtype) if isinstance(tensor, np.ndarray) else "int8"
 
 
 def cpu_weight_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of the weights on the CPU backend, which widens float16."""
-    widened = (isinstance(t, np.ndarray) and t.dtype == np.float16 for t in checkpoint.tensors.values())
+    """Bytes of the weights on the CPU backend, which widens 16 bits."""
+    widened = (type_name(tensor) in ("float16", "bfloat16") for tensor in checkpoint.tensors.values())
     return sum(t.nbytes * (2 if wide else 1) for t, wide in zip(checkpoint.tensors.values(), widened, strict=True))
 
 

@@ -16,12 +16,13 @@ from llamagpu.config import ModelConfig
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.atomic import atomic_write
 from llamagpu.formats.safetensors_file import DTYPES, SafetensorsFile
-from llamagpu.quantization import AffineQuant, Int8Matrix
+from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix
 
 FORMAT_VERSION = "1"
 ALIGNMENT = 256
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 TOKENIZER = "tokenizer"
+FLOATS = (DTYPES["F32"], DTYPES["F16"], DTYPES["BF16"])
 AFFINE = "affine"  # of the metadata: bits, group size and shape of each quantised matrix
 CONVERT_AGAIN = "make the file again with: llamagpu convert SRC OUT"
 
@@ -94,7 +95,7 @@ def join_quantized(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[s
             tensors[base] = Int8Matrix(array, scales, int(group_size))
         elif name.endswith(".scales") and f"{name.removesuffix('.scales')}.q" in arrays:
             continue
-        elif array.dtype in (np.float32, np.float16) and array.ndim <= 2:
+        elif array.dtype in FLOATS and array.ndim <= 2:
             tensors[name] = array
         else:
             raise ModelFormatError(
@@ -134,22 +135,18 @@ def write(path: Path, checkpoint: Checkpoint, on_progress: Callable[[int], None]
     forbids holes, so those behind an odd-sized one need not.
     """
     metadata = {"llamagpu.format_version": FORMAT_VERSION, "config": json.dumps(checkpoint.config.to_dict())}
-    arrays: dict[str, NDArray[Any]] = {}
+    layout: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = {}  # of each array: type, shape, bytes
+    owner: dict[str, str] = {}  # of each array: the tensor that it is of
     group_sizes: set[int] = set()
     affine: dict[str, Any] = {}
     for name, tensor in checkpoint.tensors.items():
-        if isinstance(tensor, Int8Matrix):
-            arrays[f"{name}.q"], arrays[f"{name}.scales"] = tensor.q, tensor.scales
-            group_sizes.add(tensor.group_size)
-        elif isinstance(tensor, AffineQuant):
-            arrays[f"{name}.tiles"], arrays[f"{name}.params"] = tensor.q, tensor.params
-            if tensor.perm is not None:
-                arrays[f"{name}.perm"] = tensor.perm
-            affine[name] = {"bits": tensor.bits, "group_size": tensor.group_size, "shape": tensor.shape}
-        elif isinstance(tensor, np.ndarray):
-            arrays[name] = tensor
-        else:
-            raise ValueError("random weights are not kept")
+        made = tensor.materialize() if isinstance(tensor, Deferred) else tensor  # twice: here only for its layout
+        if isinstance(made, Int8Matrix):
+            group_sizes.add(made.group_size)
+        elif isinstance(made, AffineQuant):
+            affine[name] = {"bits": made.bits, "group_size": made.group_size, "shape": made.shape}
+        for part, array in arrays_of(name, made).items():
+            layout[part], owner[part] = (array.dtype, array.shape, array.nbytes), name
     if len(group_sizes) > 1:
         raise ValueError(f"one group size per file, not {sorted(group_sizes)}")
     for group_size in group_sizes:
@@ -158,20 +155,39 @@ def write(path: Path, checkpoint: Checkpoint, on_progress: Callable[[int], None]
         metadata[AFFINE] = json.dumps(affine, separators=(",", ":"))
     if checkpoint.tokenizer is not None:
         metadata[TOKENIZER] = checkpoint.tokenizer.kind
-        arrays[TOKENIZER] = np.frombuffer(checkpoint.tokenizer.data, np.uint8)
+        data = np.frombuffer(checkpoint.tokenizer.data, np.uint8)
+        layout[TOKENIZER] = (data.dtype, data.shape, data.nbytes)
 
-    order = sorted(arrays, key=lambda name: arrays[name].nbytes % ALIGNMENT != 0)  # stable: keeps reading order
+    order = sorted(layout, key=lambda name: layout[name][2] % ALIGNMENT != 0)  # stable: keeps reading order
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for name in order:
-        array = arrays[name]
-        end = offset + array.nbytes
-        header[name] = {"dtype": DTYPE_NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
+        dtype, shape, n_bytes = layout[name]
+        end = offset + n_bytes
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     with atomic_write(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
+        arrays: dict[str, NDArray[Any]] = {}
         for name in order:
-            file.write(np.ascontiguousarray(arrays[name]).data)
+            if name == TOKENIZER:
+                arrays = {name: data}
+            elif name not in arrays:
+                source = checkpoint.tensors[owner[name]]
+                arrays = arrays_of(owner[name], source.materialize() if isinstance(source, Deferred) else source)
+            file.write(np.ascontiguousarray(arrays[name]).view(np.uint8).data)  # buffers have no bfloat16
             on_progress(arrays[name].nbytes)
+
+
+def arrays_of(name: str, tensor: Tensor) -> dict[str, NDArray[Any]]:
+    """The arrays as which a tensor stands in the file."""
+    if isinstance(tensor, Int8Matrix):
+        return {f"{name}.q": tensor.q, f"{name}.scales": tensor.scales}
+    if isinstance(tensor, AffineQuant):
+        perm = {} if tensor.perm is None else {f"{name}.perm": tensor.perm}
+        return {f"{name}.tiles": tensor.q, f"{name}.params": tensor.params, **perm}
+    if isinstance(tensor, np.ndarray):
+        return {name: tensor}
+    raise ValueError("random weights are not kept")

@@ -43,13 +43,14 @@ def read_spec(path: str | Path) -> TokenizerSpec:
 
 
 def find_beside(model_path: Path, vocab_size: int) -> tuple[TokenizerSpec, Tokenizer, Path] | None:
-    """The tokenizer in the model's folder that has the model's vocabulary, as stored and opened, and its path.
+    """The tokenizer beside the model, or in its folder, that has its vocabulary: as stored and opened, and its path.
 
     None where none fits. Raises ModelFormatError where a file that might be it is damaged and no other fits.
     """
     damaged: ModelFormatError | None = None
-    for name in names_beside(vocab_size):
-        path = model_path.parent / name
+    # Meta keeps the tokenizer of Llama 1 and 2 beside the models' folders.
+    folders = (model_path, model_path.parent) if model_path.is_dir() else (model_path.parent,)
+    for path in (folder / name for folder in folders for name in names_beside(vocab_size)):
         try:
             if path.is_file():
                 spec = read_spec(path)
