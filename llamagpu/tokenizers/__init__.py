@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from llamagpu.formats.mapped_file import check_readable
 from llamagpu.tokenizers.base import StreamDecoder, Tokenizer
 
 MAX_TOKENIZER_BYTES = 1 << 28
+RANKS = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")  # the first line of a tiktoken file
 # Kind to module and class, which takes the bytes and the path of its file. Modules are imported when they are needed:
 # some of their libraries cost a tenth of a second.
 KINDS = {
     "llama2c": ("llamagpu.tokenizers.llama2c", "Llama2cTokenizer"),
     "sentencepiece": ("llamagpu.tokenizers.sentencepiece", "SentencePieceTokenizer"),
+    "sentencepiece-greedy": ("llamagpu.tokenizers.greedy", "GreedyTokenizer"),
+    "tiktoken": ("llamagpu.tokenizers.tiktoken", "TiktokenTokenizer"),
 }
 
 
@@ -37,6 +41,8 @@ def read_spec(path: str | Path) -> TokenizerSpec:
     if size > MAX_TOKENIZER_BYTES:
         raise ModelFormatError(path, "length", f"is {size} bytes, too many for a tokenizer", "give a tokenizer file")
     data = path.read_bytes()
+    if RANKS.match(data, 0, 1 << 13):
+        return TokenizerSpec("tiktoken", data)
     # A SentencePiece protobuf opens with field 1 (its first piece); a tokenizer.bin with a small little-endian u32.
     is_sentencepiece = data[:1] == b"\x0a" and data[1:4] != b"\0\0\0"
     return TokenizerSpec("sentencepiece" if is_sentencepiece else "llama2c", data)
