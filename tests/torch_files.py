@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -33,9 +34,13 @@ class View:
 
 
 class Saved:
-    """One object as the pickle (``data``) and the storages (``storages``) that torch.save makes of it."""
+    """One object as the pickle (``data``) and the storages (``storages``) that torch.save makes of it.
 
-    def __init__(self, value: Any, metadata: bool = False) -> None:
+    memo_index: the number under which the n-th object is remembered; torch counts from 0.
+    """
+
+    def __init__(self, value: Any, metadata: bool = False, memo_index: Callable[[int], int] = lambda n: n) -> None:
+        self.memo_index = memo_index
         self.out = bytearray(b"\x80\x02")
         self.memo: dict[Any, int] = {}
         self.storages: list[NDArray[Any]] = []
@@ -47,7 +52,7 @@ class Saved:
         self.data = bytes(self.out)
 
     def put(self, key: Any = None) -> None:
-        index = len(self.memo)
+        index = self.memo_index(len(self.memo))
         self.memo[("object", index) if key is None else key] = index
         self.out += b"q" + bytes([index]) if index < 256 else b"r" + struct.pack("<I", index)
 
@@ -167,10 +172,14 @@ def whole(array: NDArray[Any]) -> View:
 
 @dataclass
 class Entry:
-    """A member of a zip; what is not None stands in its place in the central directory, whatever is true."""
+    """A member of a zip: data, then ``hole`` zero bytes that take no room on disk.
+
+    What is not None stands in its place in the central directory, whatever is true.
+    """
 
     name: str
     data: bytes
+    hole: int = 0
     method: int = 0
     flags: int = 0x0808
     stored_size: int | None = None
@@ -178,21 +187,23 @@ class Entry:
     offset: int | None = None
 
 
-def zip_bytes(entries: Sequence[Entry], zip64: bool = False, align: int = 64) -> bytes:
+def write_zip(out: BinaryIO, entries: Sequence[Entry], zip64: bool = False, align: int = 64) -> None:
     """A zip as torch's writer lays it out: data aligned by a local extra field, sizes in a descriptor behind it.
 
     zip64: sizes and offsets in the extra field of the central directory, as in files over 4 GB.
     """
-    out, central = bytearray(), bytearray()
+    central = bytearray()
     for entry in entries:
-        name, start = entry.name.encode(), len(out)
+        name, start = entry.name.encode(), out.tell()
+        length = len(entry.data) + entry.hole
         padding = -(start + 30 + len(name) + 4) % align
         header = (b"PK\x03\x04", 0, entry.flags, entry.method, 0, 0, 0, 0, 0, len(name), padding + 4)
-        out += struct.pack("<4s5H3I2H", *header) + name + b"FB" + struct.pack("<H", padding) + b"Z" * padding
-        out += entry.data
-        out += struct.pack("<4sI2I", b"PK\x07\x08", 0, len(entry.data), len(entry.data))
-        stored_size = len(entry.data) if entry.stored_size is None else entry.stored_size
-        size = len(entry.data) if entry.size is None else entry.size
+        out.write(struct.pack("<4s5H3I2H", *header) + name + b"FB" + struct.pack("<H", padding) + b"Z" * padding)
+        out.write(entry.data)
+        out.seek(entry.hole, 1)
+        out.write(struct.pack("<4sI2Q", b"PK\x07\x08", 0, length, length))
+        stored_size = length if entry.stored_size is None else entry.stored_size
+        size = length if entry.size is None else entry.size
         offset = start if entry.offset is None else entry.offset
         extra = struct.pack("<2H3Q", 1, 24, size, stored_size, offset) if zip64 else b""
         shown = (0xFFFFFFFF,) * 3 if zip64 else (stored_size, size, offset)
@@ -201,28 +212,36 @@ def zip_bytes(entries: Sequence[Entry], zip64: bool = False, align: int = 64) ->
             len(name), len(extra), 0, 0, 0, 0, shown[2],
         )  # fmt: skip
         central += name + extra
-    start, count = len(out), len(entries)
-    out += central
-    end_64 = len(out)
-    out += struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 30, 45, 0, 0, count, count, len(central), start)
-    out += struct.pack("<4sIQI", b"PK\x06\x07", 0, end_64, 1)
+    start, count = out.tell(), len(entries)
+    out.write(central)
+    end_64 = out.tell()
+    out.write(struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 30, 45, 0, 0, count, count, len(central), start))
+    out.write(struct.pack("<4sIQI", b"PK\x06\x07", 0, end_64, 1))
     last = (0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF) if zip64 else (count, count, len(central), start)
-    out += struct.pack("<4s2H2H2IH", b"PK\x05\x06", 0, 0, *last, 0)
-    return bytes(out)
+    out.write(struct.pack("<4s2H2H2IH", b"PK\x05\x06", 0, 0, *last, 0))
+
+
+def zip_bytes(entries: Sequence[Entry], zip64: bool = False) -> bytes:
+    out = io.BytesIO()
+    write_zip(out, entries, zip64)
+    return out.getvalue()
 
 
 def entries_of(saved: Saved, top: str = "archive") -> list[Entry]:
-    return [
-        Entry(f"{top}/data.pkl", saved.data),
-        Entry(f"{top}/byteorder", b"little"),
-        *(Entry(f"{top}/data/{i}", array.tobytes()) for i, array in enumerate(saved.storages)),
-        Entry(f"{top}/version", b"3\n"),
+    """Members of the zip. Storages over 1 MiB are holes."""
+    storages = [
+        Entry(f"{top}/data/{i}", b"", array.nbytes)
+        if array.nbytes > 1 << 20
+        else Entry(f"{top}/data/{i}", array.tobytes())
+        for i, array in enumerate(saved.storages)
     ]
+    start = [Entry(f"{top}/data.pkl", saved.data), Entry(f"{top}/byteorder", b"little")]
+    return [*start, *storages, Entry(f"{top}/version", b"3\n")]
 
 
-def torch_bytes(value: Any, top: str = "archive", metadata: bool = False, zip64: bool = False) -> bytes:
+def torch_bytes(value: Any, top: str = "archive", metadata: bool = False) -> bytes:
     """What torch.save(value) writes."""
-    return zip_bytes(entries_of(Saved(value, metadata), top), zip64)
+    return zip_bytes(entries_of(Saved(value, metadata), top))
 
 
 def write_unzipped(folder: Path, value: Any) -> None:
