@@ -149,6 +149,8 @@ def read_config(
     for name, value in params.items():
         if name not in PARAMS and value is not None:
             raise refuse(str(name), "is a parameter that no plain Llama has", "this version cannot run such a model")
+        if not isinstance(value, str | int | float | None):  # even to print a list of lists may take forever
+            raise refuse(str(name), "is neither a number nor a text")
     for name in (W1, EMBEDDING):
         if name not in tensors or len(tensors[name].shape) != 2:
             raise refuse(name, "is missing or no matrix: this is no Llama, or one of experts", "give a plain Llama")
