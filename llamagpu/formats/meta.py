@@ -56,7 +56,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     paths = shard_paths(path)
     shards = [TorchFile(shard) for shard in paths]
     root = shards[0].root
-    if isinstance(root, dict) and isinstance(root.get("model_args"), dict) and "model" in root:
+    is_training = isinstance(root, dict) and isinstance(root.get("model_args"), dict) and "model" in root
+    if is_training and len(shards) == 1:
         states, params = [state_dict(shards[0], root["model"])], root["model_args"]
         params_path, made_by = path, "llama2.c training checkpoint"
     else:
@@ -84,7 +85,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def shard_paths(path: Path) -> list[Path]:
     """All shards of the model that ``path`` is, or is one shard of."""
-    if path.is_dir() and not (path / "data.pkl").exists():
+    if os.path.isdir(path) and not os.path.exists(path / "data.pkl"):
         folder = path
     elif SHARD.fullmatch(path.name):
         folder = path.parent
@@ -125,7 +126,7 @@ def state_dict(file: TorchFile, saved: Any) -> dict[str, TensorRef]:
 
 
 def read_params(path: Path) -> dict[str, Any]:
-    if not path.exists():
+    if not os.path.exists(path):
         raise ModelFormatError(path, "path", "is missing: it says what the shards hold", FETCH)
     if check_readable(path) > MAX_PARAMS_BYTES:
         raise ModelFormatError(path, "length", "is more than any params.json has", FETCH)

@@ -6,7 +6,6 @@ Layout: local header, name, extra field, data; ...; central directory; [zip64 en
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,7 +44,8 @@ def read_members(path: Path) -> dict[str, Member]:
         def read(offset: int, n: int, field: str) -> bytes:
             if offset < 0 or offset + n > size:
                 raise refuse(field, f"needs bytes {offset} to {offset + n} of a file of {size}", CUT_SHORT)
-            data = os.pread(file.fileno(), n, offset)
+            file.seek(offset)
+            data = file.read(n)
             if len(data) != n:
                 raise refuse(field, "cannot be read", CUT_SHORT)
             return data

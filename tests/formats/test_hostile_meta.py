@@ -452,6 +452,8 @@ def test_shards_that_do_not_fit_together(tmp_path: Path) -> None:
     refuse(folder, "zip directory")
     second.write_bytes(good)
     assert open_checkpoint(folder).config.dim == SHAPE.dim
+    first.write_bytes(torch_bytes({"model": meta_state(SHAPE), "model_args": params_of(SHAPE)}))
+    refuse(folder, "model")
     first.write_bytes(b"PK\x03\x04 but no zip" * 9)
     refuse(folder)
 
