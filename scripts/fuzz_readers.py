@@ -10,6 +10,7 @@ profits from memory that another left behind. Prints JSON; exit status 1 on fail
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -40,8 +41,10 @@ from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix
 from llamagpu.tokenizers import Tokenizer, open_spec, read_spec
 from tests.formats import gguf_files
 from tests.llama2rs_files import llama2rs_file
+from tests.references.make_torch_files import STATE_DICT, TRAINING
 from tests.simple_llama_files import simple_llama_file
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes, v1_bytes, v2_bytes
+from tests.torch_files import Saved, entries_of, meta_state, params_of, torch_bytes, write_meta, zip_bytes
 
 MAX_SECONDS = 1.0
 MEMORY_FACTOR = 2
@@ -78,7 +81,18 @@ def seed_files() -> dict[str, list[bytes]]:
                 )  # fmt: skip
                 native.write(out, few_bits)
                 native_files.append(out.read_bytes())
+    state = meta_state(untied, np.float16)
+    tokens = [bytes([byte]) for byte in range(256)] + [b"%d" % n for n in range(10, 5000)]
     return {
+        "meta_pth": [
+            torch_bytes(state),
+            torch_bytes(state, metadata=True),
+            zip_bytes(entries_of(Saved(state)), zip64=True),
+        ],
+        "meta_params": [json.dumps(params_of(untied, rope_theta=5e5, use_scaled_rope=True)).encode()],
+        "meta_unzipped": [Saved(state).data],
+        "torch_training": [path.read_bytes() for path in (TRAINING, STATE_DICT)],
+        "tokenizer_tiktoken": [b"".join(base64.b64encode(t) + b" %d\n" % i for i, t in enumerate(tokens))],
         "llama2c_v0": [v0_bytes(shape, weights), v0_bytes(untied, untied_weights), v0_bytes(large, large_weights)],
         "llama2c_v1": [v1_bytes(shape, weights), v1_bytes(untied, untied_weights), v1_bytes(large, large_weights)],
         "llama2c_v2": [v2_bytes(shape, weights, 16), quantized, v2_bytes(large, large_weights, 32)],
@@ -126,6 +140,8 @@ def damage(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
         size = len(out)
         near_start = rng.random() < 0.6
         at = rng.randrange(min(size, 300) if near_start else size) if size else 0
+        if out[:2] == b"PK" and rng.random() < 0.4:  # the directory of a zip is at its end
+            at = max(0, size - 1 - rng.randrange(2000))
         kind = rng.randrange(10)
         if kind == 0:
             del out[at:]
@@ -156,13 +172,14 @@ def damage(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
 
 
 def damage_json(out: bytearray, rng: random.Random) -> None:
-    """Change a number, a string or a piece of a safetensors header, keeping its stated length true."""
-    if len(out) < 16 or out[8:9] != b"{":
+    """Change a number, a string or a piece of JSON; of a safetensors header, keeping its stated length true."""
+    start = 0 if out[:1] == b"{" else 8
+    if len(out) < 16 or out[start : start + 1] != b"{":
         return
-    length = int.from_bytes(out[:8], "little")
-    if length > len(out) - 8:
+    length = int.from_bytes(out[:8], "little") if start else len(out)
+    if length > len(out) - start:
         return
-    text = out[8 : 8 + length].decode("latin-1")
+    text = out[start : start + length].decode("latin-1")
     numbers = list(re.finditer(r"-?\d+", text))
     words = list(re.finditer(r'"[^"]*"', text))
     if rng.random() < 0.6 and numbers:
@@ -174,14 +191,25 @@ def damage_json(out: bytearray, rng: random.Random) -> None:
     else:
         return
     changed = (text[: place.start()] + new + text[place.end() :]).encode("latin-1")
-    out[: 8 + length] = struct.pack("<Q", len(changed)) + changed
+    out[: start + length] = (struct.pack("<Q", len(changed)) if start else b"") + changed
+
+
+def folder_around(target: str, path: Path) -> Path:
+    """Where the damaged file of this target goes: into a folder of good files, if its format is a folder."""
+    path.mkdir()
+    shape = Shape(tied=False, n_kv_heads=4)
+    if target == "meta_params":
+        return write_meta(path, shape) / "params.json"
+    if target == "meta_unzipped":
+        return write_meta(path, shape, unzipped=True, dtype=np.float16) / "consolidated.00" / "data.pkl"
+    return write_meta(path, shape) / "consolidated.00.pth" if target == "meta_pth" else path / "case.bin"
 
 
 def open_all(path: Path, target: str) -> tuple[Checkpoint | None, Tokenizer | None]:
     """Open a file as a program does; this is what time and memory are measured of."""
     if target.startswith("tokenizer"):
         return None, open_spec(read_spec(path), path)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path.parent if target.startswith("meta") else path)
     return checkpoint, open_spec(checkpoint.tokenizer, path) if checkpoint.tokenizer else None
 
 
@@ -269,8 +297,8 @@ def fuzz(minutes: float = 10, target: str | None = None, seed: int = 0, case: in
     report: dict[str, Any] = {}
     n_failures = 0
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "case.bin")
         for name in targets:
+            path = folder_around(name, Path(folder, name))
             for data in (b"\n\1", seeds[name][0]):  # what libraries load at first use is no part of any case
                 path.write_bytes(data)
                 try_case(path, name)
