@@ -8,7 +8,7 @@ from typing import Protocol
 
 from llamagpu.checkpoint import Checkpoint
 from llamagpu.errors import ModelFormatError
-from llamagpu.formats import llama2c, native
+from llamagpu.formats import huggingface, llama2c, native
 from llamagpu.formats.mapped_file import check_readable
 
 
@@ -37,7 +37,7 @@ class FolderReader(Protocol):
 
 
 READERS: tuple[Reader, ...] = (native, llama2c)  # most certain signature first
-FOLDER_READERS: tuple[FolderReader, ...] = ()
+FOLDER_READERS: tuple[FolderReader, ...] = (huggingface,)
 SNIFF_BYTES = 64
 
 

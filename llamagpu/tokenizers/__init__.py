@@ -14,6 +14,7 @@ MAX_TOKENIZER_BYTES = 1 << 28
 # Kind to module and class, which takes the bytes and the path of its file. Modules are imported when they are needed:
 # some of their libraries cost a tenth of a second.
 KINDS = {
+    "huggingface": ("llamagpu.tokenizers.huggingface", "HuggingFaceTokenizer"),
     "llama2c": ("llamagpu.tokenizers.llama2c", "Llama2cTokenizer"),
     "sentencepiece": ("llamagpu.tokenizers.sentencepiece", "SentencePieceTokenizer"),
 }
@@ -37,6 +38,8 @@ def read_spec(path: str | Path) -> TokenizerSpec:
     if size > MAX_TOKENIZER_BYTES:
         raise ModelFormatError(path, "length", f"is {size} bytes, too many for a tokenizer", "give a tokenizer file")
     data = path.read_bytes()
+    if data[:1] == b"{":  # tokenizer.json; no tokenizer.bin has pieces that long, and no protobuf opens so
+        return TokenizerSpec("huggingface", data)
     # A SentencePiece protobuf opens with field 1 (its first piece); a tokenizer.bin with a small little-endian u32.
     is_sentencepiece = data[:1] == b"\x0a" and data[1:4] != b"\0\0\0"
     return TokenizerSpec("sentencepiece" if is_sentencepiece else "llama2c", data)
@@ -49,7 +52,7 @@ def find_beside(model_path: Path, vocab_size: int) -> tuple[TokenizerSpec, Token
     """
     damaged: ModelFormatError | None = None
     for name in names_beside(vocab_size):
-        path = model_path.parent / name
+        path = (model_path if model_path.is_dir() else model_path.parent) / name
         try:
             if path.is_file():
                 spec = read_spec(path)
