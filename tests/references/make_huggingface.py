@@ -84,7 +84,7 @@ def random_tensors(config: dict[str, Any], seed: int) -> Arrays:
     head_dim = config.get("head_dim", dim // n_heads)
 
     def matrix(out_features: int, in_features: int, size: float = 1.0) -> NDArray[np.float32]:
-        return (size * rng.standard_normal((out_features, in_features)) / in_features**0.5).astype(np.float32)
+        return np.asarray(size * rng.standard_normal((out_features, in_features)) / in_features**0.5, np.float32)
 
     def vector(n: int, middle: float, spread: float) -> NDArray[np.float32]:
         return (middle + spread * rng.standard_normal(n)).astype(np.float32)
@@ -139,7 +139,7 @@ def write_folder(folder: Path, config: dict[str, Any], tensors: Arrays, n_shards
     if n_shards == 1:
         (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors))
         return folder
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, names in enumerate(np.array_split(np.asarray(list(tensors)), n_shards)):
         file = f"model-{i + 1:05}-of-{n_shards:05}.safetensors"
         (folder / file).write_bytes(safetensors_bytes({str(name): tensors[str(name)] for name in names}))
@@ -190,7 +190,7 @@ def main() -> None:
     import transformers
 
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, NumPy {np.__version__}"
-    results: Arrays = {name: computed(name) for name in CASES}
+    results: dict[str, Any] = {name: computed(name) for name in CASES}
     np.savez_compressed(STORED, versions=np.asarray(versions), **results)
     print(f"{len(results)} cases with {versions}: {STORED.stat().st_size} bytes", file=sys.stderr)
 
