@@ -108,10 +108,12 @@ def meta_name(module: str) -> str | None:
 def their_name(tensor: str) -> str:
     """The way back, for messages: the name under which a tensor would be in the file."""
     module, _, kind = tensor.rpartition(".")
-    _, layer, inner = f"{module}...".split(".", 2)
-    theirs = {f"{meta}...".split(".", 2)[2]: name for name, meta in OF_A_LAYER.items()}
     outside = {meta: name for name, meta in OUTSIDE.items()}
-    return f"{outside[module]}.{kind}" if module in outside else f"model.layers.{layer}.{theirs[inner]}.{kind}"
+    if module in outside:
+        return f"{outside[module]}.{kind}"
+    _, layer, inner = module.split(".", 2)
+    in_layer = {meta: name for name, meta in OF_A_LAYER.items()}
+    return f"model.layers.{layer}.{in_layer[inner]}.{kind}"
 
 
 def read_tensors(
