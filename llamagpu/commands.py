@@ -20,7 +20,7 @@ from llamagpu.formats import is_model, native, open_checkpoint
 from llamagpu.generation import MAX_TOKENS, Generation
 from llamagpu.gpu_driver import count_gpus
 from llamagpu.llm import DEMO, find_tokenizer, load, model_path
-from llamagpu.quantization import AffineQuant
+from llamagpu.quantization import AffineQuant, Deferred
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, write_text
 from llamagpu.tokenizers import open_spec, read_spec
@@ -49,7 +49,7 @@ def run(
     """Continue a text. stdout is the generated text and nothing else.
 
     Args:
-        model: A model file, or demo, the built-in model.
+        model: A model file or folder, or demo, the built-in model.
         prompt: The text to continue. Empty: the model begins by itself.
         device: auto, cuda, cuda:N or cpu. auto says which it takes, and why.
         max_tokens: Stop after this many new tokens.
@@ -150,7 +150,7 @@ def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None
     """Show what a model file is: shape, weights, tokenizer, memory.
 
     Args:
-        model: A model file, or demo.
+        model: A model file or folder, or demo.
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         context: Number of positions to state the memory for. By default what the model was trained for.
     """
@@ -167,7 +167,8 @@ def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None
         if tokenizer is not None:
             raise
         about_tokenizer = f"none: {error}"
-    file_bytes = checkpoint.path.stat().st_size
+    files = [checkpoint.path] if checkpoint.path.is_file() else checkpoint.path.iterdir()
+    file_bytes = sum(file.stat().st_size for file in files if file.is_file())
     kv_bytes = positions * config.kv_bytes_per_token()
     rows = [
         ("file", f"{printable(str(checkpoint.path))} ({human_bytes(file_bytes)})"),
@@ -207,12 +208,14 @@ def type_name(tensor: Tensor) -> str:
     if isinstance(tensor, AffineQuant):
         group = "row" if tensor.group_size == tensor.shape[1] else str(tensor.group_size)
         return f"{tensor.bits}-bit (group {group})"
+    if isinstance(tensor, Deferred):
+        return tensor.kind
     return str(tensor.dtype) if isinstance(tensor, np.ndarray) else "int8"
 
 
 def cpu_weight_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of the weights on the CPU backend, which widens float16."""
-    widened = (isinstance(t, np.ndarray) and t.dtype == np.float16 for t in checkpoint.tensors.values())
+    """Bytes of the weights on the CPU backend, which widens 16-bit floats."""
+    widened = (isinstance(t, np.ndarray) and t.dtype.itemsize == 2 for t in checkpoint.tensors.values())
     return sum(t.nbytes * (2 if wide else 1) for t, wide in zip(checkpoint.tensors.values(), widened, strict=True))
 
 
@@ -250,7 +253,7 @@ def tokenize(model: str, text: str, *, tokenizer: str | None = None, bos: bool =
     """Show the token ids of a text, on one line.
 
     Args:
-        model: A model file, demo, or a tokenizer file.
+        model: A model file or folder, demo, or a tokenizer file.
         text: The text.
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         bos: Begin with the model's start token, as run does.

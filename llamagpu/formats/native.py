@@ -8,15 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec, check_tensors
 from llamagpu.config import ModelConfig
 from llamagpu.errors import ModelFormatError
+from llamagpu.formats import huggingface
 from llamagpu.formats.atomic import atomic_write
 from llamagpu.formats.safetensors_file import DTYPES, SafetensorsFile
-from llamagpu.quantization import AffineQuant, Int8Matrix
+from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix
 
 FORMAT_VERSION = "1"
 ALIGNMENT = 256
@@ -36,6 +38,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     file = SafetensorsFile(path, CONVERT_AGAIN)
     metadata = file.metadata
     if "llamagpu.format_version" not in metadata:
+        if (path.parent / huggingface.CONFIG).is_file():
+            return huggingface.open_checkpoint(path)
         raise ModelFormatError(
             path,
             "__metadata__",
@@ -94,7 +98,7 @@ def join_quantized(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[s
             tensors[base] = Int8Matrix(array, scales, int(group_size))
         elif name.endswith(".scales") and f"{name.removesuffix('.scales')}.q" in arrays:
             continue
-        elif array.dtype in (np.float32, np.float16) and array.ndim <= 2:
+        elif array.dtype in (np.float32, np.float16, ml_dtypes.bfloat16) and array.ndim <= 2:
             tensors[name] = array
         else:
             raise ModelFormatError(
@@ -138,6 +142,8 @@ def write(path: Path, checkpoint: Checkpoint, on_progress: Callable[[int], None]
     group_sizes: set[int] = set()
     affine: dict[str, Any] = {}
     for name, tensor in checkpoint.tensors.items():
+        if isinstance(tensor, Deferred):
+            tensor = tensor.materialize()
         if isinstance(tensor, Int8Matrix):
             arrays[f"{name}.q"], arrays[f"{name}.scales"] = tensor.q, tensor.scales
             group_sizes.add(tensor.group_size)
@@ -173,5 +179,5 @@ def write(path: Path, checkpoint: Checkpoint, on_progress: Callable[[int], None]
     with atomic_write(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in order:
-            file.write(np.ascontiguousarray(arrays[name]).data)
+            file.write(np.ascontiguousarray(arrays[name]).view(np.uint8).data)  # bfloat16 is no type of buffers
             on_progress(arrays[name].nbytes)
