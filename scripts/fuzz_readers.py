@@ -3,6 +3,8 @@
     python scripts/fuzz_readers.py --minutes 10           # all readers, one after the other, ten minutes in all
     python scripts/fuzz_readers.py --target native --minutes 1 --seed 5
 
+Of a model that is a folder, each case is one damaged file among the good others.
+
 Every case is made from its number alone, so a failure can be run again with --case N. Each runs in a process of its
 own, forked from one that has read nothing but a small file, so that a crash inside a library is seen, and no case
 profits from memory that another left behind. Prints JSON; exit status 1 on failures. Linux only (/proc).
@@ -34,22 +36,26 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats import native, open_checkpoint
-from llamagpu.quantization import AffineQuant, Int8Matrix
+from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix
 from llamagpu.tokenizers import Tokenizer, open_spec, read_spec
+from tests.formats.quantized_folders import Quantized, build_pair
+from tests.references.make_huggingface import build
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes, v1_bytes, v2_bytes
+from tests.tokenizers import tokenizer_json
 
+Case = bytes | dict[str, bytes]  # a file, or the files of a folder by name
 MAX_SECONDS = 1.0
 MEMORY_FACTOR = 2
 # What is allowed above twice the file, whatever its size: the grain of interpreter and allocator, and the pages of a
 # library's code at its first use. sentencepiece builds tables of its own, too: 8 MB for the 0.5 MB of Llama 2's model.
-MEMORY_SLACK = {"tokenizer_model": 8 << 20, "native": 8 << 20}
+MEMORY_SLACK = {"tokenizer_model": 8 << 20, "native": 8 << 20, "tokenizer_json": 8 << 20, "huggingface": 8 << 20}
 DEFAULT_SLACK = 4 << 20
 CASE_TIMEOUT = 20.0
 INTERESTING = [0, 1, -1, 2, 3, 7, 255, 256, 257, 2**15, 2**16, 2**24, 2**31 - 1, -(2**31), 2**31, 2**32 - 1, 2**62]
 EXTREME = [2**64, 10**40, 10**400, "1e9", "1,1,1", "0,4611686018427387904", "null", "1.5", "[]", "NaN"]
 
 
-def seed_files() -> dict[str, list[bytes]]:
+def seed_files() -> dict[str, list[Case]]:
     """Valid files of each kind, to be damaged."""
     shape, untied = Shape(), Shape(tied=False, n_kv_heads=4)
     large = Shape(dim=128, hidden_dim=384, n_layers=8, n_heads=8, n_kv_heads=4, vocab_size=2000)  # 6 MB
@@ -57,7 +63,7 @@ def seed_files() -> dict[str, list[bytes]]:
     weights, untied_weights = random_weights(shape), random_weights(untied)
     quantized = v2_bytes(Shape(hidden_dim=20), random_weights(Shape(hidden_dim=20)), 8)
     demo = Path(__file__).parent.parent / "llamagpu" / "demo.bin"
-    native_files = [demo.read_bytes()] if demo.exists() else []
+    native_files: list[Case] = [demo.read_bytes()] if demo.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder, "source.bin"), Path(folder, "out.bin")
         for data in (v0_bytes(shape, weights), quantized):
@@ -75,8 +81,26 @@ def seed_files() -> dict[str, list[bytes]]:
         "llama2c_v2": [v2_bytes(shape, weights, 16), quantized, v2_bytes(large, large_weights, 32)],
         "native": native_files,
         "tokenizer_bin": [tokenizer_bin(), tokenizer_bin(raw_byte_dialect=True), tokenizer_bin(32000)],
+        "tokenizer_json": [make() for make in tokenizer_json.KINDS.values()],
+        "huggingface": huggingface_folders(),
         "tokenizer_model": [open_checkpoint(demo).tokenizer.data] if demo.exists() else [],  # type: ignore[union-attr]
     }
+
+
+def huggingface_folders() -> list[Case]:
+    """A model in shards, and GPTQ and AWQ models, with tokenizers and everything else that is read."""
+    with tempfile.TemporaryDirectory() as name:
+        folders = [build("llama gqa tied", Path(name, "0")), build("qwen3 bfloat16", Path(name, "1"))]
+        folders += [build_pair(Quantized(g_idx="act order"), Path(name, "2"))[0]]
+        folders += [build_pair(Quantized("awq"), Path(name, "3"))[0]]
+        for folder, make in zip(folders, tokenizer_json.KINDS.values(), strict=True):
+            (folder / "tokenizer.json").write_bytes(make())
+            decoder = {"2": {"content": "</s>", "special": True}}
+            settings = {"added_tokens_decoder": decoder, "eos_token": "</s>", "chat_template": "{{ messages }}"}
+            (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+            suggestions = {"eos_token_id": [2, 3], "temperature": 0.6, "top_k": 50, "do_sample": True}
+            (folder / "generation_config.json").write_text(json.dumps(suggestions))
+        return [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
 
 
 def to_4_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -98,7 +122,7 @@ def damage(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
         size = len(out)
         near_start = rng.random() < 0.6
         at = rng.randrange(min(size, 300) if near_start else size) if size else 0
-        kind = rng.randrange(10)
+        kind = 8 if data[:1] == b"{" and rng.random() < 0.7 else rng.randrange(10)  # else it is hardly ever JSON
         if kind == 0:
             del out[at:]
         elif kind == 1:
@@ -128,13 +152,14 @@ def damage(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
 
 
 def damage_json(out: bytearray, rng: random.Random) -> None:
-    """Change a number, a string or a piece of a safetensors header, keeping its stated length true."""
-    if len(out) < 16 or out[8:9] != b"{":
+    """Change a number, a string or a piece of JSON: of a file, or of a safetensors header whose length stays true."""
+    is_file = out[:1] == b"{"
+    if not is_file and (len(out) < 16 or out[8:9] != b"{"):
         return
-    length = int.from_bytes(out[:8], "little")
-    if length > len(out) - 8:
+    start, length = (0, len(out)) if is_file else (8, int.from_bytes(out[:8], "little"))
+    if length > len(out) - start:
         return
-    text = out[8 : 8 + length].decode("latin-1")
+    text = out[start : start + length].decode("latin-1")
     numbers = list(re.finditer(r"-?\d+", text))
     words = list(re.finditer(r'"[^"]*"', text))
     if rng.random() < 0.6 and numbers:
@@ -146,7 +171,7 @@ def damage_json(out: bytearray, rng: random.Random) -> None:
     else:
         return
     changed = (text[: place.start()] + new + text[place.end() :]).encode("latin-1")
-    out[: 8 + length] = struct.pack("<Q", len(changed)) + changed
+    out[: start + length] = changed if is_file else struct.pack("<Q", len(changed)) + changed
 
 
 def open_all(path: Path, target: str) -> tuple[Checkpoint | None, Tokenizer | None]:
@@ -160,6 +185,7 @@ def open_all(path: Path, target: str) -> tuple[Checkpoint | None, Tokenizer | No
 def use_all(checkpoint: Checkpoint | None, tokenizer: Tokenizer | None) -> None:
     """Touch both ends of every tensor, and encode and decode a text: nothing that was accepted may fail later."""
     for tensor in checkpoint.tensors.values() if checkpoint else ():
+        tensor = tensor.materialize() if isinstance(tensor, Deferred) else tensor
         if isinstance(tensor, Int8Matrix | AffineQuant):
             tensor.dequantize(0, 1)
             tensor.dequantize(tensor.shape[0] - 1)
@@ -193,12 +219,28 @@ def try_case(path: Path, target: str) -> tuple[str, str, float, int]:
     return outcome, detail, seconds, memory or resident_bytes("VmHWM") - before
 
 
-def run_case(path: Path, target: str, data: bytes) -> tuple[str, str, float, int]:
+def write_case(path: Path, data: Case) -> None:
+    if isinstance(data, bytes):
+        path.write_bytes(data)
+        return
+    path.mkdir(exist_ok=True)
+    for old in path.iterdir():
+        old.unlink()
+    for name, content in data.items():
+        (path / name).write_bytes(content)
+
+
+def size_of(data: Case) -> int:
+    return len(data) if isinstance(data, bytes) else sum(map(len, data.values()))
+
+
+def run_case(path: Path, target: str, data: Case) -> tuple[str, str, float, int]:
     """The same in a forked process, and "crash" or "hang" where that does not answer."""
-    path.write_bytes(data)
+    write_case(path, data)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the tokenizers library tells of its panics there
         os.write(writer, json.dumps(try_case(path, target)).encode()[:60_000])
         os._exit(0)
     os.close(writer)
@@ -235,16 +277,17 @@ def fuzz(minutes: float = 10, target: str | None = None, seed: int = 0, case: in
     """Damage valid files at random for MINUTES in all, and count what the readers do with them."""
     seeds = seed_files()
     targets = [target] if target else list(seeds)
-    every = [data for files in seeds.values() for data in files]
+    every = [data for files in seeds.values() for data in files if isinstance(data, bytes)]
     np.seterr(all="ignore")  # damaged scales overflow float32: no fault of the reader
     report: dict[str, Any] = {}
     n_failures = 0
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "case.bin")
         for name in targets:
+            path = Path(folder, "case" if isinstance(seeds[name][0], dict) else "case.bin")
             for data in (b"\n\1", seeds[name][0]):  # what libraries load at first use is no part of any case
-                path.write_bytes(data)
-                try_case(path, name)
+                if isinstance(data, type(seeds[name][0])):
+                    write_case(path, data)
+                    try_case(path, name)
             counts: dict[str, int] = {"cases": 0, "read": 0, "refused": 0}
             failures: list[dict[str, Any]] = []
             slowest, most_memory = 0.0, 0
@@ -253,16 +296,16 @@ def fuzz(minutes: float = 10, target: str | None = None, seed: int = 0, case: in
             while time.monotonic() < end:
                 data = make_case(seeds[name], every, name, seed, number)
                 outcome, detail, seconds, memory = run_case(path, name, data)
-                problem = judge(name, outcome, seconds, memory, len(data))
+                problem = judge(name, outcome, seconds, memory, size_of(data))
                 if problem == "too slow":  # once more: another program may have held the machine
                     outcome, detail, seconds, memory = run_case(path, name, data)
-                    problem = judge(name, outcome, seconds, memory, len(data))
+                    problem = judge(name, outcome, seconds, memory, size_of(data))
                 counts["cases"] += 1
                 counts[outcome] = counts.get(outcome, 0) + 1
                 slowest = max(slowest, seconds)
-                most_memory = max(most_memory, memory - MEMORY_FACTOR * len(data))
+                most_memory = max(most_memory, memory - MEMORY_FACTOR * size_of(data))
                 if problem:
-                    failures.append({"case": number, "size": len(data), "problem": problem, "detail": detail,
+                    failures.append({"case": number, "size": size_of(data), "problem": problem, "detail": detail,
                                      "seconds": seconds, "memory": memory})  # fmt: skip
                 if case is not None:
                     break
@@ -278,9 +321,13 @@ def fuzz(minutes: float = 10, target: str | None = None, seed: int = 0, case: in
     sys.exit(1 if n_failures else 0)
 
 
-def make_case(files: list[bytes], every: list[bytes], name: str, seed: int, number: int) -> bytes:
+def make_case(files: list[Case], every: list[bytes], name: str, seed: int, number: int) -> Case:
     rng = random.Random(f"{name}/{seed}/{number}")
-    return damage(rng.choice(files), rng, every)
+    data = rng.choice(files)
+    if isinstance(data, bytes):
+        return damage(data, rng, every)
+    file = rng.choice(sorted(data))
+    return data | {file: damage(data[file], rng, every)}
 
 
 if __name__ == "__main__":

@@ -85,28 +85,29 @@ def read_tokenizer(
     folder: Path, tokenizer_config: dict[str, Any], added: dict[int, str]
 ) -> tuple[TokenizerSpec | None, tuple[str, ...]]:
     """tokenizer.json, else SentencePiece's tokenizer.model; and what a user should know. Raises ModelFormatError."""
+    from llamagpu.tokenizers import read_spec  # here, since that module in turn opens its files with those of formats
+
     path = folder / "tokenizer.json"
     if path.exists():
-        return read_limited(path), ()
+        check_size(path)
+        return TokenizerSpec("huggingface", path.read_bytes()), ()
     path = folder / "tokenizer.model"
     if not path.exists():
         return None, ()
+    check_size(path)
     notes = []
     unknown = [text for text in added.values() if text not in ("<unk>", "<s>", "</s>")]
     if unknown:
         notes.append(f"without tokenizer.json, {len(unknown)} added tokens, such as {unknown[0][:40]!r}, have no text")
     if tokenizer_config.get("add_bos_token") is False:
         notes.append("tokenizer_config.json wants no start token; without tokenizer.json there is one")
-    return read_limited(path), tuple(notes)
+    return read_spec(path), tuple(notes)
 
 
-def read_limited(path: Path) -> TokenizerSpec:
-    from llamagpu.tokenizers import read_spec  # here, since that module in turn opens its files with those of formats
-
+def check_size(path: Path) -> None:
     size = check_readable(path)
     if size > MAX_TOKENIZER_BYTES:
         raise ModelFormatError(path, "length", f"is {size} bytes, too many for a tokenizer", DAMAGED)
-    return read_spec(path)
 
 
 def read_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
