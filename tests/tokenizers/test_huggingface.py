@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("tokenizers", reason="the tokenizers library is not installed: pip install tokenizers")
 import tokenizers
 
 from llamagpu.errors import ModelFormatError

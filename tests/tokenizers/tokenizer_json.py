@@ -1,12 +1,13 @@
-"""Small tokenizer.json files in the forms that models have, trained on a few sentences by the tokenizers library."""
+"""Small tokenizer.json files in the forms that models have, trained on a few sentences by the tokenizers library.
+
+That is imported late, so that tests which need none of these can be collected without it.
+"""
 
 from __future__ import annotations
 
 import json
 from functools import lru_cache
 from typing import Any
-
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from llamagpu.tokenizers.sentencepiece import SentencePieceTokenizer
 
@@ -73,6 +74,8 @@ def tokenizer_json(
 
 def byte_level(pattern: str, nfc: bool, ignore_merges: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """A trained BPE model and the pre-tokenizer that cuts the text for it."""
+    from tokenizers import Tokenizer, normalizers, pre_tokenizers, trainers
+
     cut: dict[str, Any] = {
         "type": "Sequence",
         "pretokenizers": [
@@ -118,6 +121,8 @@ def qwen2_like() -> bytes:
 
 def sentencepiece_like_model() -> dict[str, Any]:
     """<unk>, <s>, </s>, 256 byte tokens, then pieces with U+2581 for a space, and their merges."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=300, show_progress=False))
