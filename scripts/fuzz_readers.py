@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy: a process with threads should not be forked
+os.environ["RUST_BACKTRACE"] = "0"  # else a panic of the tokenizers library reads 40 MB of symbols
 
 import fire
 import numpy as np
