@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagpu.checkpoint import Checkpoint, Tensor, check_tensors
+from llamagpu.checkpoint import Checkpoint, Quirks, Tensor, check_tensors
 from llamagpu.config import ModelConfig
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.mapped_file import check_readable
@@ -41,6 +41,9 @@ EMBEDDING, OUTPUT, W1 = "tok_embeddings.weight", "output.weight", "layers.0.feed
 FETCH = "fetch the model's folder again"
 
 
+META = "Meta checkpoint"
+
+
 def sniff(head: bytes, size: int) -> bool:
     """Whether the first bytes are those of a zip, or of torch's old format, which is refused by name."""
     return head.startswith((ZIP_MAGIC, LEGACY_MAGIC))
@@ -63,7 +66,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     else:
         states = [state_dict(shard, shard.root) for shard in shards]
         params_path = (path if paths[0].parent == path else path.parent) / "params.json"
-        params, made_by = read_params(params_path), "Meta checkpoint"
+        params, made_by = read_params(params_path), META
     for shard, state in zip(shards, states, strict=True):
         if state.keys() != states[0].keys():
             odd = min(state.keys() ^ states[0].keys())
@@ -80,7 +83,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     check_tensors(path, config, tensors)
     parts = ", unzipped" if unzipped else ""
     parts = f" in {len(shards)} shards{parts}" if len(shards) > 1 else parts
-    return Checkpoint(path, made_by + parts, config, tensors, notes=notes)
+    quirks = Quirks("rllama", greedy_tokenizer=True) if made_by == META else Quirks()
+    return Checkpoint(path, made_by + parts, config, tensors, notes=notes, quirks=quirks)
 
 
 def shard_paths(path: Path) -> list[Path]:
@@ -185,9 +189,12 @@ def read_config(
             notes += (f"RoPE is scaled by {factor:g}: params.json does not say, Llama 3.2 1B and 3B have 32, others 8",)
         if type(factor) not in (int, float) or not 1 <= factor <= 1e6:
             raise refuse("rope_scale_factor", f"is {str(factor)[:40]}, must be a number from 1")
-        values["rope_factors"] = llama3_factors(
-            config.head_dim, config.rope_theta, factor, LOW_FREQ_FACTOR, HIGH_FREQ_FACTOR, POSITIONS_BEFORE_SCALING
-        )
+        try:
+            values["rope_factors"] = llama3_factors(
+                config.head_dim, config.rope_theta, factor, LOW_FREQ_FACTOR, HIGH_FREQ_FACTOR, POSITIONS_BEFORE_SCALING
+            )
+        except ValueError as error:
+            raise refuse("use_scaled_rope", str(error)) from None
     return ModelConfig.checked(path, values), notes
 
 

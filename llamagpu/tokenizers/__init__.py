@@ -17,6 +17,7 @@ RANKS = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")  # the first line of a tiktoke
 # some of their libraries cost a tenth of a second.
 KINDS = {
     "gguf": ("llamagpu.tokenizers.gguf", "open_gguf_tokenizer"),
+    "huggingface": ("llamagpu.tokenizers.huggingface", "HuggingFaceTokenizer"),
     "llama2c": ("llamagpu.tokenizers.llama2c", "Llama2cTokenizer"),
     "sentencepiece": ("llamagpu.tokenizers.sentencepiece", "SentencePieceTokenizer"),
     "sentencepiece-greedy": ("llamagpu.tokenizers.greedy", "GreedyTokenizer"),
@@ -44,6 +45,8 @@ def read_spec(path: str | Path) -> TokenizerSpec:
     data = path.read_bytes()
     if RANKS.match(data, 0, 1 << 13):
         return TokenizerSpec("tiktoken", data)
+    if data[:1] == b"{":  # tokenizer.json; no tokenizer.bin has pieces that long, and no protobuf opens so
+        return TokenizerSpec("huggingface", data)
     # A SentencePiece protobuf opens with field 1 (its first piece); a tokenizer.bin with a small little-endian u32.
     is_sentencepiece = data[:1] == b"\x0a" and data[1:4] != b"\0\0\0"
     return TokenizerSpec("sentencepiece" if is_sentencepiece else "llama2c", data)
