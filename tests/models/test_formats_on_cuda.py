@@ -1,4 +1,4 @@
-"""Every format through the CUDA backend: what it says on the CPU; and through `convert`: the same logits, bit for bit."""
+"""Every format through the CUDA backend: what it says on the CPU; and through `convert`: the same logits, to the bit."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ FORMATS: dict[str, Callable[[Path], Path]] = {
 
 def prompt_of(checkpoint: Checkpoint) -> list[int]:
     """Longer than what the fused kernels take, so that those of prompts run too."""
-    return np.random.default_rng(3).integers(0, checkpoint.config.vocab_size, 12).tolist()
+    return [int(token) for token in np.random.default_rng(3).integers(0, checkpoint.config.vocab_size, 12)]
 
 
 @pytest.mark.parametrize("make", FORMATS.values(), ids=FORMATS)
