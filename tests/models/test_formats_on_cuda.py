@@ -1,4 +1,4 @@
-"""Every format through the CUDA backend: what it says on the CPU; and through `convert`: the same logits, to the bit."""
+"""Every format through the CUDA backend, which says what the CPU says; and through `convert`: equal logits."""
 
 from __future__ import annotations
 
