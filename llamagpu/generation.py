@@ -90,7 +90,7 @@ class Generation:
         """New token ids, until the model ends its text, max_tokens are made, or the context is full."""
         llm, prompt = self.llm, self.prompt_tokens
         # llama2.c's models open the next story with BOS
-        end_ids = {llm.tokenizer.bos_id, llm.tokenizer.eos_id, *llm.checkpoint.stop_tokens}
+        end_ids = {llm.tokenizer.bos_id, llm.tokenizer.eos_id, *llm.tokenizer.stop_ids, *llm.checkpoint.stop_tokens}
         start = time.perf_counter()
         cache = llm.backend.kv_cache(llm.config, positions(len(prompt) + self.max_tokens, llm.context))
         sampler = llm.backend.sampler(self.params, llm.config.vocab_size)

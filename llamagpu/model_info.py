@@ -18,7 +18,8 @@ def rows_of(checkpoint: Checkpoint, about_tokenizer: str, positions: int) -> lis
     config = checkpoint.config
     weights, kv_dtype_size = checkpoint.nbytes, 4 if is_float32(checkpoint) else 2
     on_cpu = cpu_weight_bytes(checkpoint) + positions * config.kv_bytes_per_token(4)
-    on_gpu = weights + positions * config.kv_bytes_per_token(kv_dtype_size)
+    held = sum(held_bytes(tensor) for tensor in checkpoint.tensors.values())
+    on_gpu = held + positions * config.kv_bytes_per_token(kv_dtype_size)
     kv_bytes = positions * config.kv_bytes_per_token()
     rows = [
         ("file", f"{printable(str(checkpoint.path))} ({human_bytes(bytes_of(checkpoint.path))})"),
@@ -105,15 +106,21 @@ def is_float32(checkpoint: Checkpoint) -> bool:
     return all(type_name(matrix) == "float32" for matrix in matrices)
 
 
+def held_bytes(tensor: Tensor) -> int:
+    """Of a weight in memory."""
+    return tensor.held_nbytes or tensor.nbytes if isinstance(tensor, Deferred) else tensor.nbytes
+
+
 def bytes_per_token(checkpoint: Checkpoint) -> int:
-    """Of weights, as stored: all, but of the embedding one row, unless it is the head too."""
-    embedding = 0 if checkpoint.config.tied_head else checkpoint.tensors["tok_embeddings.weight"].nbytes
-    return checkpoint.nbytes - embedding + embedding // checkpoint.config.vocab_size
+    """Of weights, as they are held: all, but of the embedding one row, unless it is the head too."""
+    tensors = checkpoint.tensors
+    embedding = 0 if checkpoint.config.tied_head else held_bytes(tensors["tok_embeddings.weight"])
+    return sum(map(held_bytes, tensors.values())) - embedding + embedding // checkpoint.config.vocab_size
 
 
 def cpu_weight_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of the weights on the CPU backend, which widens 16-bit floats."""
-    return sum(t.nbytes * (2 if is_16_bit_float(t) else 1) for t in checkpoint.tensors.values())
+    return sum(held_bytes(t) * (2 if is_16_bit_float(t) else 1) for t in checkpoint.tensors.values())
 
 
 def is_16_bit_float(tensor: Tensor) -> bool:

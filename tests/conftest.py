@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,16 @@ from llamagpu.backends.cuda.device import Device
 from llamagpu.devices import why_no_gpu
 from tests.emulated_device import EmulatedDevice, reason_for_no_emulator
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes
+
+# What writes and dequantises GGUF files in the tests. A GPU machine may lack it: then the tests of GGUF are left out.
+NEED_GGUF = [
+    "formats/test_gguf.py",
+    "formats/test_hostile_gguf.py",
+    "quantization/test_ggml.py",
+    "tokenizers/test_gguf.py",
+]
+NEED_GGUF += ["models/test_formats_on_cuda.py"]
+collect_ignore = [] if find_spec("gguf") else NEED_GGUF
 
 DEFAULT_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from llamagpu.checkpoint import Checkpoint
 from llamagpu.errors import ModelFormatError
-from llamagpu.formats import gguf, llama2c, llama2rs, native, simple_llama
+from llamagpu.formats import gguf, huggingface, llama2c, llama2rs, meta, native, simple_llama
 from llamagpu.formats.mapped_file import check_readable
 
 
@@ -36,8 +36,8 @@ class FolderReader(Protocol):
         ...
 
 
-READERS: tuple[Reader, ...] = (gguf, native, simple_llama, llama2rs, llama2c)  # most certain signature first
-FOLDER_READERS: tuple[FolderReader, ...] = ()
+READERS: tuple[Reader, ...] = (gguf, native, simple_llama, meta, llama2rs, llama2c)  # most certain signature first
+FOLDER_READERS: tuple[FolderReader, ...] = (meta, huggingface)
 SNIFF_BYTES = 64
 
 

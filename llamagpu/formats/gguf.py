@@ -173,7 +173,10 @@ def read_rope_factors(
             raise header.refuse(f"{prefix}type", "is yarn, with numbers that make no sense")
         if config.rope_theta <= 1:
             raise header.refuse(f"{config.architecture}.rope.freq_base", f"is {config.rope_theta}")
-        factors *= yarn_factors(config.head_dim, config.rope_theta, factor, original, fast, slow)
+        try:
+            factors *= yarn_factors(config.head_dim, config.rope_theta, factor, original, fast, slow)
+        except ValueError as error:
+            raise header.refuse(f"{prefix}type", f"is yarn, whose {error}") from None
         attention_factor *= 1 + 0.1 * math.log(factor)
     elif kind != "none":
         raise header.refuse(f"{prefix}type", f"is {kind[:40]!r}, which this version does not do", OTHER_MODEL)

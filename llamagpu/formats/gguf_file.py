@@ -11,6 +11,7 @@ from llamagpu.errors import ModelFormatError
 from llamagpu.formats.gguf_header import Header, TensorInfo
 from llamagpu.formats.mapped_file import MappedFile
 from llamagpu.quantization import AffineQuant, Deferred, ggml
+from llamagpu.quantization.affine import affine_nbytes
 
 MAX_PARTS = 1000
 PART_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
@@ -104,7 +105,8 @@ def tensor(file: MappedFile, info: TensorInfo, start: int) -> tuple[Tensor, int]
         except ValueError as error:
             raise ModelFormatError(file.path, name, str(error), "the file is damaged: download it again") from None
 
-    return Deferred((rows, columns), data.nbytes, block.kind, make), data.nbytes
+    held = affine_nbytes((rows, columns), block.bits, block.group_size, 2 if block.exact_in_half else 4)
+    return Deferred((rows, columns), data.nbytes, block.kind, make, held), data.nbytes
 
 
 __all__ = ["open_tensors"]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec, check_tensors
 from llamagpu.config import ModelConfig
 from llamagpu.errors import ModelFormatError
+from llamagpu.formats import huggingface
 from llamagpu.formats.atomic import atomic_write
 from llamagpu.formats.safetensors_file import DTYPES, SafetensorsFile
 from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix
@@ -41,6 +42,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     file = SafetensorsFile(path, CONVERT_AGAIN)
     metadata = file.metadata
     if "llamagpu.format_version" not in metadata:
+        if (path.parent / huggingface.CONFIG).is_file():
+            return huggingface.open_checkpoint(path)
         raise ModelFormatError(
             path,
             "__metadata__",

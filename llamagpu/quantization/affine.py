@@ -155,6 +155,13 @@ def tile_grid(shape: tuple[int, ...]) -> tuple[int, int]:
     return rounded_up(shape[0], ROW_PADDING) // TILE_ROWS, -(-shape[1] // TILE_COLUMNS)
 
 
+def affine_nbytes(shape: tuple[int, int], bits: int, group_size: int, params_size: int) -> int:
+    """Bytes of an AffineQuant. params_size: of a scale, as many as of a zero: 2 or 4."""
+    n_tiles, n_blocks = tile_grid(shape)
+    groups = n_groups(shape[1], kernel_group_size(group_size, shape[1]))
+    return n_tiles * (n_blocks * TILE_ROWS * TILE_COLUMNS * bits // 8 + groups * 32 * params_size)
+
+
 def n_groups(in_features: int, group_size: int) -> int:
     return -(-rounded_up(in_features, TILE_COLUMNS) // group_size) if group_size < in_features else 1
 

@@ -16,6 +16,7 @@ from llamagpu.quantization.affine import AffineQuant
 class Deferred:
     """[out_features, in_features]. nbytes: as the file holds it. kind: what people call its type, for `info`.
 
+    held_nbytes: what it takes in memory once it is made, where that differs.
     make: reads and repacks; it raises ModelFormatError where what it reads makes no sense. Sizes and offsets have been
     checked before: only the contents are left.
     """
@@ -24,6 +25,7 @@ class Deferred:
     nbytes: int
     kind: str
     make: Callable[[], AffineQuant | NDArray[Any]]
+    held_nbytes: int = 0
 
     def materialize(self) -> AffineQuant | NDArray[np.float32]:
         made = self.make()

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.quantization.affine import AffineQuant
+from llamagpu.quantization.grouped_numbers import GroupedNumbers
 
 
 def unpack_words(words: NDArray[np.int32], bits: int, axis: int) -> NDArray[np.uint8]:
@@ -33,6 +34,19 @@ def affine_from_gptq(
     input; where that is not simply its place (act-order), columns are sorted by group and ``perm`` says whence.
     group_size -1 is the whole row. Raises ValueError where sizes or groups do not fit one another.
     """
+    return gptq_numbers(qweight, qzeros, scales, group_size, g_idx, bits, version).pack()
+
+
+def gptq_numbers(
+    qweight: NDArray[np.int32],
+    qzeros: NDArray[np.int32],
+    scales: NDArray[Any],
+    group_size: int,
+    g_idx: NDArray[np.int32] | None = None,
+    bits: int = 4,
+    version: Literal[1, 2] = 1,
+) -> GroupedNumbers:
+    """The same as plain rows."""
     q = unpack_words(qweight, bits, 0).T
     out_features, in_features = q.shape
     zeros = unpack_words(qzeros, bits, 1).astype(np.float32) + (1 if version == 1 else 0)
@@ -49,4 +63,4 @@ def affine_from_gptq(
             raise ValueError(f"g_idx does not put {in_features} inputs in {groups} groups of {group_size}")
         perm = np.argsort(g_idx, kind="stable").astype(np.int32)
         q = q[:, perm]
-    return AffineQuant.pack(q, scales.T, zeros.T, bits, group_size, perm)
+    return GroupedNumbers(q, scales.T, zeros.T, bits, group_size, perm)

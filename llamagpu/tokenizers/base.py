@@ -17,6 +17,7 @@ class Tokenizer(ABC):
     eos_id: int | None
     # SentencePiece puts a space before the text it encodes; decoding takes it off again.
     adds_leading_space: bool
+    stop_ids: tuple[int, ...] = ()  # others than bos_id and eos_id that end a text
 
     @abstractmethod
     def encode_text(self, text: str) -> list[int]:

@@ -121,6 +121,22 @@ def test_byte_level_ids(pre: str) -> None:
     ), "a word that no merges make: it is its token where merges are ignored"
 
 
+def test_a_byte_level_vocabulary_as_it_is_used() -> None:
+    """Opened as any tokenizer: ids equal the library's, control tokens in a text are text, texts stream."""
+    keys = byte_level_keys("llama-bpe")
+    ours, library = opened(keys), library_tokenizer(keys)
+    assert (ours.vocab_size, ours.bos_id) == (264, 261)
+    for text in random_texts(300):
+        ids = ours.encode(text)
+        if text:
+            assert ids == library.encode(text).ids
+        assert ours.decode(ids) == text
+    assert ours.encode("the<|end|>")[:2] == [261, 258]
+    assert 262 not in ours.encode("the<|end|>")
+    assert ours.token_bytes(262) == b""
+    assert ours.decode(ours.encode("<|end|>")) == "<|end|>"
+
+
 def test_whether_a_byte_level_text_begins_with_bos() -> None:
     for pre, says, expected in [
         ("llama-bpe", None, True), ("llama-bpe", False, False), ("qwen2", None, False), ("qwen2", True, True)

@@ -1,0 +1,174 @@
+"""Hugging Face's tokenizer.json, through the tokenizers library.
+
+The library encodes. Decoding is ours, since text streams token by token: a token's bytes are told by the kind of
+decoder that the file names, byte-level (GPT-2's, of Llama 3 and Qwen) or SentencePiece-like (of Llama 2 and Mistral).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Library
+
+from llamagpu.config import LARGEST
+from llamagpu.errors import ModelFormatError, first_line
+from llamagpu.tokenizers.base import Tokenizer
+
+MODELS = ("BPE", "Unigram")
+REMEDY = "the file is damaged, or of a kind that llamagpu does not know: download it again, or give another --tokenizer"
+BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+PROBES = ("a", "1", " ", "\n", "é", "猫")  # texts to find out what a tokenizer puts around a text
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A tokenizer.json. Special tokens in a text are text. Raises ModelFormatError if ``data`` is anything else.
+
+    bos_id: what the file's post-processor puts before a text, None where nothing. eos_id: what it puts after one, and
+    else unknown (Checkpoint.stop_tokens has it); encode() never adds it.
+    """
+
+    def __init__(self, data: bytes, path: Path) -> None:
+        self.path = path
+        with self.library_errors("is no tokenizer.json that can be read"):
+            self.library = Library.from_buffer(data)
+            self.library.no_truncation()  # a file may ask for both
+            self.library.no_padding()
+            self.library.encode_special_tokens = True
+            model = type(self.library.model).__name__
+            dropout = getattr(self.library.model, "dropout", None)
+            decoder = self.library.decoder and json.loads(self.library.decoder.__getstate__())
+            self.added = {
+                token: b"" if about.special else about.content.encode()
+                for token, about in self.library.get_added_tokens_decoder().items()
+            }
+            ids = self.library.get_vocab(with_added_tokens=True).values()
+            self.vocab_size = max(ids, default=-1) + 1
+        if model not in MODELS:
+            raise self.error("model", f"is of type {model[:40]!r}, not {' or '.join(MODELS)}")
+        if dropout:
+            raise self.error("dropout", "makes the tokens of a text random")
+        if not 0 < self.vocab_size <= LARGEST["vocab_size"]:
+            raise self.error("vocab", f"has ids up to {self.vocab_size - 1}, must be below {LARGEST['vocab_size']}")
+        try:
+            self.piece_bytes = piece_decoder(decoder)
+        except ValueError as error:
+            raise self.error("decoder", str(error)) from None
+        self.bos_id, self.eos_id = self.around_a_text()
+        self.adds_leading_space = self.strips_leading_space()
+
+    def encode_text(self, text: str) -> list[int]:
+        with self.library_errors("cannot encode this text"):
+            ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        known = self.added.get(token)
+        if known is not None:
+            return known
+        piece = self.library.id_to_token(token) if token < self.vocab_size else None
+        return b"" if piece is None else self.piece_bytes(piece)
+
+    def around_a_text(self) -> tuple[int | None, int | None]:
+        """What the post-processor puts before a text and after it. Raises ModelFormatError."""
+        with self.library_errors("cannot encode a letter"):
+            probes = (self.library.encode(text, add_special_tokens=True) for text in PROBES)
+            probe = next((probe for probe in probes if not all(probe.special_tokens_mask)), None)
+        if probe is None:
+            raise self.error("vocab", "holds no token for any letter")
+        ids, mask = probe.ids, probe.special_tokens_mask
+        start, end = mask.index(0), len(mask) - mask[::-1].index(0)
+        front, back = ids[:start], ids[end:]
+        if any(mask[start:end]) or len(front) > 1 or not all(token < self.vocab_size for token in front + back):
+            raise self.error("post_processor", "puts other tokens into a text than one of the vocabulary at its start")
+        return front[0] if front else None, back[0] if len(back) == 1 else None
+
+    def strips_leading_space(self) -> bool:
+        """Whether encoding puts a space before a text that decoding takes off."""
+        with self.library_errors("cannot encode a letter"):
+            ids = self.library.encode("a", add_special_tokens=False).ids
+            return self.token_bytes(ids[0])[:1] == b" " and self.library.decode(ids[:1])[:1] != " " if ids else False
+
+    def error(self, field: str, problem: str) -> ModelFormatError:
+        return ModelFormatError(self.path, f"tokenizer.json {field}", problem, REMEDY)
+
+    @contextmanager
+    def library_errors(self, problem: str) -> Iterator[None]:
+        """Whatever the library raises as ModelFormatError; its panics are no Exception."""
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, ModelFormatError) or not (
+                isinstance(error, Exception) or type(error).__name__ == "PanicException"
+            ):
+                raise
+            raise self.error("content", f"{problem} ({first_line(error)[:200]})") from None
+
+
+def piece_decoder(decoder: dict[str, Any] | None) -> Callable[[str], bytes]:
+    """How a token's text in the vocabulary becomes bytes. Raises ValueError for kinds that cannot be streamed."""
+    steps = list(flatten(decoder))
+    kinds = [step["type"] for step in steps]
+    for kind in kinds:
+        if kind not in ("ByteLevel", "ByteFallback", "Fuse", "Replace", "Strip", "Metaspace"):
+            raise ValueError(f"is of type {kind[:40]!r}, which this version does not know")
+    if not steps:
+        raise ValueError("is missing, so that no token has a text")
+    if "ByteLevel" in kinds:
+        if not set(kinds) <= {"ByteLevel", "Fuse"}:
+            raise ValueError("is byte-level and something else as well")
+        return byte_level
+    replaced: list[tuple[str, str]] = []
+    for i, step in enumerate(steps):
+        if step["type"] == "Metaspace":
+            replaced.append((step["replacement"], " "))
+        elif step["type"] == "Replace":
+            pattern = step["pattern"].get("String", "")
+            if len(pattern) != 1:
+                raise ValueError("replaces more than single characters")
+            replaced.append((pattern, step["content"]))
+        elif step["type"] == "Strip" and not (
+            (step["content"], step["stop"]) == (" ", 0) and step["start"] <= 1 and "Fuse" in kinds[:i]
+        ):  # of one leading space, see strips_leading_space
+            raise ValueError("strips more than one space before a text")
+
+    def sentencepiece_like(piece: str) -> bytes:
+        as_byte = BYTE_TOKEN.fullmatch(piece) if "ByteFallback" in kinds else None
+        if as_byte:
+            return bytes([int(as_byte[1], 16)])
+        for pattern, content in replaced:
+            piece = piece.replace(pattern, content)
+        return piece.encode()
+
+    return sentencepiece_like
+
+
+def flatten(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """The steps of a decoder, which may be sequences of steps."""
+    if decoder and decoder["type"] == "Sequence":
+        for inner in decoder["decoders"]:
+            yield from flatten(inner)
+    elif decoder:
+        yield decoder
+
+
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's letters for bytes: a printable Latin-1 byte is its own letter, the others are U+0100 onwards."""
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in own]
+    return {chr(byte): byte for byte in own} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+BYTE_OF_LETTER = byte_alphabet()
+
+
+def byte_level(piece: str) -> bytes:
+    """A piece that has other characters than those letters is plain text, as the library has it."""
+    try:
+        return bytes(BYTE_OF_LETTER[letter] for letter in piece)
+    except KeyError:
+        return piece.encode()

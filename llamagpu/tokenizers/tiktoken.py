@@ -1,0 +1,106 @@
+"""Llama 3's tokenizer.model: lines of a token in base64 and its rank, through the tiktoken library.
+
+Byte-pair encoding: text is cut by a regular expression, and within each piece the adjacent pair whose join has the
+lowest rank is merged first. The control tokens are not in the file: they follow the ranks, in an order fixed by Meta.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import tiktoken
+
+from llamagpu.errors import ModelFormatError
+from llamagpu.tokenizers.base import Tokenizer
+
+MAX_RANKS = 1 << 19
+MAX_TOKEN_BYTES = 1 << 12
+REMEDY = "the file is damaged or no tokenizer.model: fetch it again, or give another --tokenizer"
+
+LLAMA3_PATTERN = "|".join(
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+N_LLAMA3_CONTROLS = 256
+LLAMA3_CONTROLS = {"<|begin_of_text|>": 0, "<|end_of_text|>": 1, "<|eom_id|>": 8, "<|eot_id|>": 9}  # after the ranks
+# Meta's code cuts a text into these before it encodes: the library's regular expressions overflow on longer ones.
+MAX_CHUNK, MAX_RUN = 400_000, 25_000
+
+
+class TiktokenTokenizer(Tokenizer):
+    """A file of ranks with Llama 3's pattern and control tokens. Raises ModelFormatError if ``data`` is none."""
+
+    adds_leading_space = False
+
+    def __init__(
+        self, data: bytes, path: Path, pattern: str = LLAMA3_PATTERN, n_controls: int = N_LLAMA3_CONTROLS
+    ) -> None:
+        self.tokens = parse_ranks(data, path)
+        n_ranks = len(self.tokens)
+        self.vocab_size = n_ranks + n_controls
+        ranks = {token: rank for rank, token in enumerate(self.tokens)}
+        if len(ranks) != n_ranks:
+            raise ModelFormatError(path, "tokenizer", "has a token twice", REMEDY)
+        for byte in range(256):
+            if bytes([byte]) not in ranks:
+                raise ModelFormatError(path, "tokenizer", f"has no token for the byte {byte:#04x}", REMEDY)
+        # Without control tokens: text never becomes one.
+        self.encoding = tiktoken.Encoding(path.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        self.bos_id, self.eos_id, *others = (n_ranks + place for place in LLAMA3_CONTROLS.values())
+        self.stop_ids = tuple(others)
+
+    def encode_text(self, text: str) -> list[int]:
+        return [token for part in cut(text) for token in self.encoding.encode_ordinary(part)]
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.tokens[token] if token < len(self.tokens) else b""
+
+
+def parse_ranks(data: bytes, path: Path) -> Sequence[bytes]:
+    """The tokens by rank. Ranks must be 0, 1, 2, ..., in any order of lines."""
+    if data.count(b"\n") > MAX_RANKS:
+        raise ModelFormatError(path, "tokenizer", f"has more than {MAX_RANKS} lines", REMEDY)
+    tokens: dict[int, bytes] = {}
+    for number, line in enumerate(data.splitlines()):
+        if not line:
+            continue
+        try:
+            text, rank_text = line.split()
+            token = binascii.a2b_base64(text, strict_mode=True)
+            if not rank_text.isdigit() or len(rank_text) > 8 or not 1 <= len(token) <= MAX_TOKEN_BYTES:
+                raise ValueError
+        except ValueError:
+            problem = f"line {number + 1} is no token in base64 and its rank: {line[:40]!r}"
+            raise ModelFormatError(path, "tokenizer", problem, REMEDY) from None
+        if int(rank_text) in tokens:
+            raise ModelFormatError(path, "tokenizer", f"has rank {int(rank_text)} twice", REMEDY)
+        tokens[int(rank_text)] = token
+    if not tokens or max(tokens) != len(tokens) - 1:
+        problem = f"has {len(tokens)} ranks up to {max(tokens, default=0)}, not one after another"
+        raise ModelFormatError(path, "tokenizer", problem, REMEDY)
+    return [tokens[rank] for rank in range(len(tokens))]
+
+
+def cut(text: str) -> Iterator[str]:
+    """The parts that are encoded each by itself: where a run of spaces, or of other characters, grows too long."""
+    for at in range(0, len(text), MAX_CHUNK):
+        chunk = text[at : at + MAX_CHUNK]
+        start = end = 0
+        if len(chunk) > MAX_RUN:
+            for _, run in groupby(chunk, str.isspace):
+                run_start = end
+                end += sum(1 for _ in run)
+                for place in range(run_start + MAX_RUN, end, MAX_RUN):
+                    yield chunk[start:place]
+                    start = place
+        yield chunk[start:]
