@@ -43,6 +43,7 @@ def run(
     prompt_file: str | None = None,
     tokenizer: str | None = None,
     context: int | None = None,
+    kv_bits: int = 16,
     echo: bool = False,
     faithful: bool = False,
 ) -> None:
@@ -63,6 +64,7 @@ def run(
         prompt_file: Read the prompt from this file; - is standard input.
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         context: Number of positions to keep. By default what the model was trained for.
+        kv_bits: 8 keeps keys and values in half the memory, with a little loss; 16 as they are.
         echo: Print the prompt on stdout too. (A terminal shows it in any case.)
         faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
     """
@@ -80,7 +82,7 @@ def run(
         for bar in bars.values():
             bar.close()
 
-    llm = load(model, device, tokenizer, context, on_work, faithful)
+    llm = load(model, device, tokenizer, context, on_work, faithful, kv_bits)
     progress, interrupt = ProgressBar("reading the prompt", "tok"), Interrupt()
     bars["prompt"] = progress
 

@@ -92,7 +92,7 @@ class Generation:
         # llama2.c's models open the next story with BOS
         end_ids = {llm.tokenizer.bos_id, llm.tokenizer.eos_id, *llm.tokenizer.stop_ids, *llm.checkpoint.stop_tokens}
         start = time.perf_counter()
-        cache = llm.backend.kv_cache(llm.config, positions(len(prompt) + self.max_tokens, llm.context))
+        cache = llm.backend.kv_cache(llm.config, positions(len(prompt) + self.max_tokens, llm.context), llm.kv_bits)
         sampler = llm.backend.sampler(self.params, llm.config.vocab_size)
         sampler.see(prompt)
         for at in range(0, len(prompt), PROMPT_CHUNK):

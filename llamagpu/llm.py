@@ -75,16 +75,18 @@ def load(
     context: int | None = None,
     on_work: OnWork = lambda title, n, total: None,
     faithful: bool = False,
+    kv_bits: int = 16,
 ) -> LLM:
     """Open a model and put it on a device.
 
     model: a file of any supported format, or "demo". device: "auto", "cuda", "cuda:N" or "cpu". tokenizer: a tokenizer
     file, where the model's own is not wanted or not found. context: positions to keep, at most and by default what the
     model was trained for. on_work: called as weights are loaded (in bytes) and kernels compiled. faithful: do as the
-    program that the file comes from does where that differs (see Checkpoint.quirks), which only the CPU can. Raises
+    program that the file comes from does where that differs (see Checkpoint.quirks), which only the CPU can. kv_bits:
+    8 keeps keys and values as whole numbers with a scale per head and position, half the memory of 16. Raises
     ModelFormatError, DeviceError or UsageError.
     """
-    return LLM(open_checkpoint(model_path(model)), device, tokenizer, context, on_work, faithful)
+    return LLM(open_checkpoint(model_path(model)), device, tokenizer, context, on_work, faithful, kv_bits)
 
 
 class LLM:
@@ -101,6 +103,7 @@ class LLM:
         context: int | None = None,
         on_work: OnWork = lambda title, n, total: None,
         faithful: bool = False,
+        kv_bits: int = 16,
     ) -> None:
         self.quirks = checkpoint.quirks if faithful else Quirks()
         if self.quirks.rope_layout is not None:
@@ -110,6 +113,9 @@ class LLM:
         self.config: ModelConfig = checkpoint.config
         self.context = self.config.max_seq_len if context is None else context
         check_whole("context", self.context, 1, self.config.max_seq_len)
+        if kv_bits not in (8, 16):
+            raise UsageError(f"kv_bits must be 8 or 16, not {kv_bits}")
+        self.kv_bits = kv_bits
         self._tokenizer_path = tokenizer
         if tokenizer is not None:
             _ = self.tokenizer  # a tokenizer that was asked for and does not fit is an error now, not at first use
@@ -167,7 +173,7 @@ class LLM:
             raise UsageError(f"{len(ids)} tokens given: from 1 to {self.context} fit the context")
         vocab_size = self.config.vocab_size
         step = max(1, min(PROMPT_CHUNK, LOGITS_AT_ONCE // vocab_size))
-        cache = self.backend.kv_cache(self.config, len(ids))
+        cache = self.backend.kv_cache(self.config, len(ids), self.kv_bits)
         for at in range(0, len(ids), step):
             chunk = ids[at : at + step]
             yield self.backend.to_host(self.model.forward(chunk, cache, n_logits=len(chunk)), vocab_size)

@@ -27,6 +27,7 @@ def perplexity(
     stride: int | None = None,
     documents: bool = False,
     limit: int = 0,
+    kv_bits: int = 16,
     device: str = "auto",
     tokenizer: str | None = None,
     json: str | None = None,
@@ -40,13 +41,14 @@ def perplexity(
         stride: Tokens from one window to the next. By default half the context.
         documents: The text is documents, one a line (a doubled newline is within one), each cut at the context.
         limit: Only the first so many windows or documents. 0: all.
+        kv_bits: 8 keeps keys and values as whole numbers with a scale per head.
         device: auto, cuda, cuda:N or cpu.
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         json: Write every figure to this file, too.
     """
     check_output("json", json)
     content = read_text(text)
-    llm = load(model, device, tokenizer)
+    llm = load(model, device, tokenizer, kv_bits=kv_bits)
     parts = cut(llm, content, llm.context, context, stride, documents, limit)
     say(f"running on {llm.device.description}")
     bar = bar_of(parts)
@@ -68,6 +70,7 @@ def compare(
     stride: int | None = None,
     documents: bool = False,
     limit: int = 0,
+    kv_bits: int = 16,
     device: str = "auto",
     tokenizer: str | None = None,
     json: str | None = None,
@@ -82,13 +85,14 @@ def compare(
         stride: Tokens from one window to the next. By default half the context.
         documents: The text is documents, one a line (a doubled newline is within one), each cut at the context.
         limit: Only the first so many windows or documents. 0: all.
+        kv_bits: Of MODEL_B: 8 keeps keys and values as whole numbers with a scale per head.
         device: auto, cuda, cuda:N or cpu.
         tokenizer: The tokenizer file, where MODEL_A does not hold it and it is not beside it.
         json: Write every figure to this file, too.
     """
     check_output("json", json)
     content = read_text(text)
-    a, b = load(model_a, device, tokenizer), load(model_b, device)
+    a, b = load(model_a, device, tokenizer), load(model_b, device, kv_bits=kv_bits)
     parts = cut(a, content, min(a.context, b.context), context, stride, documents, limit)
     say(f"running on {a.device.description}")
     bar = bar_of(parts)

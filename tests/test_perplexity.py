@@ -147,4 +147,5 @@ def test_wrong_input_is_one_line(small_model: Path, tmp_path: Path) -> None:
     assert "context must be" in fails("perplexity", small_model, text, "--context", "33")
     assert "stride must be" in fails("perplexity", small_model, text, "--stride", "32")
     assert "--stride is for windows" in fails("perplexity", small_model, text, "--stride", "3", "--documents")
+    assert "kv_bits must be 8 or 16" in fails("perplexity", small_model, text, "--kv_bits", "4")
     assert "is a folder" in fails("perplexity", small_model, text, "--json", tmp_path)

@@ -76,10 +76,9 @@ def case(
 
     def twin() -> Arrays:
         queries = q.reshape(n, config.n_heads, head_dim)
-        wide = (
-            [widen_rows(*part) for part in scaled] if scaled else [keys.astype(np.float32), values.astype(np.float32)]
-        )
-        return {"out": attention(queries, *wide, start, window)}
+        if scaled:
+            return {"out": attention(queries, widen_rows(*scaled[0]), widen_rows(*scaled[1]), start, window)}
+        return {"out": attention(queries, keys.astype(np.float32), values.astype(np.float32), start, window)}
 
     name = f"{kv} {config.n_heads}/{config.n_kv_heads} heads of {head_dim} n={n} at {start} splits {n_splits}"
     name += f" scale {scale:g}" * (scale != 1) + " to halves" * (form == "split") + f" window {window}" * bool(window)

@@ -74,6 +74,24 @@ def test_logits_and_text(name: str, kind: str, device: Device) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_keys_and_values_of_8_bits(name: str, device: Device) -> None:
+    """Rounded alike on both: one number of a hundred thousand may fall to the other side of a tie."""
+    checkpoint = random_model(name, "float32")
+    cpu, cuda = both(checkpoint, device)
+    ids = np.random.default_rng(1).integers(0, 300, 60).tolist()
+    exact = cpu.logits(ids)
+    cpu.kv_bits = cuda.kv_bits = 8
+    cache = cuda.backend.kv_cache(cuda.config, 10, 8)
+    assert (cache.keys.dtype, cpu.backend.kv_cache(cpu.config, 10, 8).keys.dtype) == (np.int8, np.int8)
+    expected, got = cpu.logits(ids), cuda.logits(ids)
+    assert np.square(got - expected).sum() / np.square(expected).sum() < 1e-5
+    rounding = np.square(expected - exact).sum() / np.square(exact).sum()
+    assert 1e-6 < rounding < 1e-3
+    said = [greedy(llm, ids[:20], 12) for llm in (cpu, cuda)]
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_one_token_at_a_time_is_the_same_as_a_prompt(name: str, device: Device) -> None:
     """The fused kernels of few tokens and the ones of prompts have the same bias, norms, windows and angles."""
     _, cuda = both(random_model(name, "float32"), device)

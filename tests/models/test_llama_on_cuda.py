@@ -219,7 +219,7 @@ def test_a_random_4_bit_model(act_order: bool, layout: RopeLayout, device: Devic
 
 def greedy(llm: LLM, prompt: list[int], n_tokens: int) -> list[int]:
     backend = llm.backend
-    cache = backend.kv_cache(llm.config, len(prompt) + n_tokens)
+    cache = backend.kv_cache(llm.config, len(prompt) + n_tokens, llm.kv_bits)
     logits = llm.model.forward(prompt, cache)
     sampler = backend.sampler(SamplingParams(temperature=0, seed=0), llm.config.vocab_size)
     return list(backend.decode(llm.model.forward, cache, sampler, logits, n_tokens))
