@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from llamagpu.errors import UsageError
+from llamagpu.models import StateOptions
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.tokenizers import StreamDecoder
 
@@ -92,18 +93,20 @@ class Generation:
         # llama2.c's models open the next story with BOS
         end_ids = {llm.tokenizer.bos_id, llm.tokenizer.eos_id, *llm.tokenizer.stop_ids, *llm.checkpoint.stop_tokens}
         start = time.perf_counter()
-        cache = llm.backend.kv_cache(llm.config, positions(len(prompt) + self.max_tokens, llm.context), llm.kv_bits)
+        n_positions = positions(len(prompt) + self.max_tokens, llm.context)
+        state = llm.model.new_state(StateOptions(n_positions, llm.kv_bits))
         sampler = llm.backend.sampler(self.params, llm.config.vocab_size)
         sampler.see(prompt)
         for at in range(0, len(prompt), PROMPT_CHUNK):
             chunk = prompt[at : at + PROMPT_CHUNK]
-            logits = llm.model.forward(chunk, cache, n_logits=int(at + len(chunk) == len(prompt)))
+            logits = llm.model.forward(chunk, state, n_logits=int(at + len(chunk) == len(prompt)))
             llm.backend.wait()
             self.on_prompt_tokens(len(chunk))
         self.prompt_seconds = time.perf_counter() - start
-        room = cache.capacity - len(prompt) + 1  # the last token of a full context is made but not run
-        n_tokens = min(self.max_tokens, room)
-        tokens = llm.backend.decode(llm.model.forward, cache, sampler, logits, n_tokens)
+        n_tokens = self.max_tokens
+        if state.room is not None:
+            n_tokens = min(n_tokens, state.room + 1)  # the last token of a full context is made but not run
+        tokens = llm.model.decode(state, sampler, logits, n_tokens)
         token = next(tokens)
         self.first_token_seconds = time.perf_counter() - start
         while token not in end_ids:

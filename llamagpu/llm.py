@@ -17,7 +17,7 @@ from llamagpu.devices import OnWork, choose_device
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.generation import PROMPT_CHUNK, Generation
-from llamagpu.models.llama import Llama
+from llamagpu.models import StateOptions, load_model
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.tokenizers import Tokenizer, find_beside, names_beside, open_spec, read_spec
 
@@ -125,7 +125,9 @@ class LLM:
             from llamagpu.backends.cpu.faithful import RoundingCPUBackend
 
             self.backend = RoundingCPUBackend(self.quirks.activation_bits, self.quirks.activation_group)
-        self.model = Llama(checkpoint, self.backend, lambda n: on_work("loading the weights", n, checkpoint.nbytes))
+        self.model = load_model(
+            checkpoint, self.backend, lambda n: on_work("loading the weights", n, checkpoint.nbytes)
+        )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -173,10 +175,10 @@ class LLM:
             raise UsageError(f"{len(ids)} tokens given: from 1 to {self.context} fit the context")
         vocab_size = self.config.vocab_size
         step = max(1, min(PROMPT_CHUNK, LOGITS_AT_ONCE // vocab_size))
-        cache = self.backend.kv_cache(self.config, len(ids), self.kv_bits)
+        state = self.model.new_state(StateOptions(len(ids), self.kv_bits))
         for at in range(0, len(ids), step):
             chunk = ids[at : at + step]
-            yield self.backend.to_host(self.model.forward(chunk, cache, n_logits=len(chunk)), vocab_size)
+            yield self.backend.to_host(self.model.forward(chunk, state, n_logits=len(chunk)), vocab_size)
 
     def check_tokens(self, ids: Sequence[int]) -> None:
         """Raises UsageError for an id that the model does not have."""

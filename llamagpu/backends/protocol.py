@@ -6,7 +6,7 @@ number of tokens of one call: 1 while decoding, up to a chunk while reading a pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,6 +62,13 @@ class Backend(Protocol):
 
     def kv_cache(self, config: ModelConfig, capacity: int, kv_bits: int = 16) -> KVCache:
         """kv_bits: 16 for keys and values as the backend keeps them, 8 for whole numbers with a scale per head."""
+
+    def save_cache(self, cache: KVCache) -> dict[str, NDArray[Any]]:
+        """The filled positions of keys and values [n_layers, n_kv_heads, length, head_dim], and of the scales."""
+        ...
+
+    def load_cache(self, cache: KVCache, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """The inverse, for arrays of the same shapes; types are converted."""
 
     def sampler(self, params: SamplingParams, vocab_size: int) -> Sampler: ...
 

@@ -6,14 +6,16 @@ operations take: the order is the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llamagpu.backends.protocol import Array, Backend, KVCache, Weight
 from llamagpu.checkpoint import Checkpoint
+from llamagpu.models.base import StateOptions
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,28 @@ class Llama:
             )  # fmt: skip
         self.norm = load(backend.weight, "norm")
         self.head = self.embedding if self.config.tied_head else load(backend.weight, "output")
+
+    def new_state(self, options: StateOptions) -> KVCache:
+        return self.backend.kv_cache(self.config, options.n_positions, options.kv_bits)
+
+    def decode(self, state: KVCache, sampler: Any, logits: Array, n_tokens: int) -> Iterator[int]:
+        return self.backend.decode(self.forward, state, sampler, logits, n_tokens)
+
+    def save_state(self, state: KVCache) -> dict[str, NDArray[Any]]:
+        """keys, values [n_layers, n_kv_heads, length, head_dim]; of 8 bits also scales, of both without head_dim."""
+        return self.backend.save_cache(state)
+
+    def load_state(self, state: KVCache, arrays: Mapping[str, NDArray[Any]], length: int) -> None:
+        config = self.config
+        shape = (config.n_layers, config.n_kv_heads, length, config.head_dim)
+        expected = {"keys": shape, "values": shape} | ({"scales": (2, *shape[:3])} if "scales" in arrays else {})
+        found = {name: array.shape for name, array in arrays.items()}
+        if found != expected:
+            raise ValueError(f"holds arrays of {found}, this model has {expected}")
+        if length > state.capacity:
+            raise ValueError(f"holds {length} tokens, the context {state.capacity}")
+        self.backend.load_cache(state, arrays)
+        state.length = length
 
     def forward(self, tokens: Any, cache: KVCache, n_logits: int = 1) -> Array:
         """Run n tokens at the next n positions; logits after the last ``n_logits`` of them, [n_logits, vocab_size].

@@ -5,7 +5,7 @@ Everything is float32; quantised weights stay as they are in memory. One file pe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.backends.cpu.attention import attention
-from llamagpu.backends.cpu.kv_int8 import quantize_rows, widen_rows
+from llamagpu.backends.cpu.kv_int8 import in_type, quantize_rows, widen_rows
 from llamagpu.backends.cpu.linear import embedding, linear
 from llamagpu.backends.cpu.rmsnorm import rmsnorm
 from llamagpu.backends.cpu.rope import rope, rope_angles
@@ -46,6 +46,10 @@ class CPUCache:
     def capacity(self) -> int:
         return int(self.keys.shape[2])
 
+    @property
+    def room(self) -> int:
+        return self.capacity - self.length
+
     def append(self, layer: int, keys: Floats, values: Floats) -> None:
         """Put keys and values [n, n_kv_heads, head_dim] at the next n positions, without moving on."""
         place = slice(self.length, self.length + len(keys))
@@ -77,6 +81,11 @@ class QKV:
     matrices: tuple[Weight, Weight, Weight]
     biases: Sequence[Floats] | None
     norms: Sequence[Floats] | None
+
+    @property
+    def nbytes(self) -> int:
+        """Of the matrices."""
+        return sum(matrix.nbytes for matrix in self.matrices)
 
 
 class CPUSampler:
@@ -133,6 +142,18 @@ class CPUBackend:
             raise UsageError(
                 f"a context of {capacity} tokens needs {gib:.1f} GiB of memory: give a smaller --context"
             ) from None
+
+    def save_cache(self, cache: CPUCache) -> dict[str, NDArray[Any]]:
+        filled = slice(cache.length)
+        arrays = {"keys": cache.keys[:, :, filled].copy(), "values": cache.values[:, :, filled].copy()}
+        return arrays if cache.scales is None else arrays | {"scales": cache.scales[..., filled].copy()}
+
+    def load_cache(self, cache: CPUCache, arrays: Mapping[str, NDArray[Any]]) -> None:
+        filled = slice(arrays["keys"].shape[2])
+        parts = in_type(arrays, scaled=cache.scales is not None)
+        cache.keys[:, :, filled], cache.values[:, :, filled] = parts["keys"], parts["values"]
+        if cache.scales is not None:
+            cache.scales[..., filled] = parts["scales"]
 
     def sampler(self, params: SamplingParams, vocab_size: int) -> CPUSampler:
         return CPUSampler(params, vocab_size)

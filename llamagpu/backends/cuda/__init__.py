@@ -8,7 +8,7 @@ device memory, so the host only launches, several steps ahead, and reads tokens 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -88,6 +88,12 @@ class CUDABackend:
         dtype = self.kv_dtype or (np.float32 if self._qkv_kinds == {"F32"} else np.float16)
         dtype = np.int8 if kv_bits == 8 else dtype
         return CUDACache(self.device, config, capacity, dtype)
+
+    def save_cache(self, cache: CUDACache) -> dict[str, NDArray[Any]]:
+        return cache.save(self.device, cache.angles.shape[1])
+
+    def load_cache(self, cache: CUDACache, arrays: Mapping[str, NDArray[Any]]) -> None:
+        cache.load(self.device, arrays)
 
     def sampler(self, params: SamplingParams, vocab_size: int) -> CUDASampler:
         return CUDASampler(self.device, params, vocab_size)

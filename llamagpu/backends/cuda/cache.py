@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import DTypeLike
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from llamagpu.backends.cpu.kv_int8 import PARTS, in_type
 from llamagpu.backends.cpu.rope import rope_angles
 from llamagpu.backends.cuda.device import Device, DeviceArray
 from llamagpu.backends.cuda.matrix import padded
@@ -46,6 +50,30 @@ class CUDACache:
         self.tokens = device.zeros((MAX_PROMPT_CHUNK,), np.int32)
         cos, sin = rope_angles(0, capacity, config)
         self.angles = device.upload(np.concatenate([cos, sin], axis=1))
+
+    @property
+    def room(self) -> int:
+        return self.capacity - self.length
+
+    def save(self, device: Device, head_dim: int) -> dict[str, NDArray[Any]]:
+        """The filled positions as host arrays: see ``Backend.save_cache``."""
+        parts = {name: device.download(getattr(self, name))[:, :, : self.length, :head_dim] for name in PARTS}
+        if self._scales is not None:
+            parts["scales"] = np.stack([device.download(scales)[..., : self.length] for scales in self._scales])
+        return {name: np.ascontiguousarray(part) for name, part in parts.items()}
+
+    def load(self, device: Device, arrays: Mapping[str, NDArray[Any]]) -> None:
+        parts = in_type(arrays, scaled=self._scales is not None)
+        n, head_dim = parts["keys"].shape[2:]
+        for name in PARTS:
+            target: DeviceArray = getattr(self, name)
+            whole = np.zeros(target.shape, target.dtype)
+            whole[:, :, :n, :head_dim] = parts[name]
+            device.copy(target, whole)
+        for scales, part in zip(self._scales or (), parts.get("scales", ()), strict=True):
+            whole = np.zeros(scales.shape, np.float32)
+            whole[..., :n] = part
+            device.copy(scales, whole)
 
     def scales(self, layer: int) -> tuple[DeviceArray, DeviceArray] | None:
         """Of keys and values of 8 bits; else None."""
