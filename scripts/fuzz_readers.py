@@ -38,6 +38,7 @@ from llamagpu.errors import ModelFormatError
 from llamagpu.formats import native, open_checkpoint
 from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix
 from llamagpu.tokenizers import Tokenizer, open_spec, read_spec
+from tests.formats import gguf_files
 from tests.llama2rs_files import llama2rs_file
 from tests.simple_llama_files import simple_llama_file
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes, v1_bytes, v2_bytes
@@ -46,7 +47,7 @@ MAX_SECONDS = 1.0
 MEMORY_FACTOR = 2
 # What is allowed above twice the file, whatever its size: the grain of interpreter and allocator, and the pages of a
 # library's code at its first use. sentencepiece builds tables of its own, too: 8 MB for the 0.5 MB of Llama 2's model.
-MEMORY_SLACK = {"tokenizer_model": 8 << 20, "native": 8 << 20}
+MEMORY_SLACK = {"tokenizer_model": 8 << 20, "native": 8 << 20, "gguf": 8 << 20}
 DEFAULT_SLACK = 4 << 20
 CASE_TIMEOUT = 20.0
 INTERESTING = [0, 1, -1, 2, 3, 7, 255, 256, 257, 2**15, 2**16, 2**24, 2**31 - 1, -(2**31), 2**31, 2**32 - 1, 2**62]
@@ -84,9 +85,23 @@ def seed_files() -> dict[str, list[bytes]]:
         "llama2rs": [llama2rs_file(variant, act_order=variant in "BC").data for variant in ("A", "B", "C", "float32")],
         "simple_llama": [simple_llama_file(bits)[0] for bits in (32, 8, 4)],
         "native": native_files,
+        "gguf": gguf_seeds(),
         "tokenizer_bin": [tokenizer_bin(), tokenizer_bin(raw_byte_dialect=True), tokenizer_bin(32000)],
         "tokenizer_model": [open_checkpoint(demo).tokenizer.data] if demo.exists() else [],  # type: ignore[union-attr]
     }
+
+
+def gguf_seeds() -> list[bytes]:
+    """Each version, of small matrices, so that the header is much of the file; and the types of 256 weights."""
+    files = []
+    for version, arch in enumerate(("llama", "qwen2", "qwen3"), 1):
+        shape = gguf_files.Shape(32, 32, 1, 2, 1, 16)
+        small, _ = gguf_files.small_model(arch, ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16"], shape)
+        small.version = version
+        small.keys |= gguf_files.small_vocabulary()
+        files.append(small.to_bytes())
+    large, _ = gguf_files.small_model("llama", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+    return [*files, large.to_bytes()]
 
 
 def to_4_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -172,8 +187,8 @@ def open_all(path: Path, target: str) -> tuple[Checkpoint | None, Tokenizer | No
 
 def use_all(checkpoint: Checkpoint | None, tokenizer: Tokenizer | None) -> None:
     """Touch both ends of every tensor, and encode and decode a text: nothing that was accepted may fail later."""
-    for tensor in checkpoint.tensors.values() if checkpoint else ():
-        tensor = tensor.materialize() if isinstance(tensor, Deferred) else tensor
+    for stored in checkpoint.tensors.values() if checkpoint else ():
+        tensor = stored.materialize() if isinstance(stored, Deferred) else stored
         if isinstance(tensor, Int8Matrix | AffineQuant):
             tensor.dequantize(0, 1)
             tensor.dequantize(tensor.shape[0] - 1)

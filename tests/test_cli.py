@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from llamagpu.formats import open_checkpoint
+from tests.formats.gguf_files import small_model, small_vocabulary
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes
 
 COMMAND = [sys.executable, "-m", "llamagpu"]
@@ -323,3 +324,20 @@ def test_help_names_every_flag() -> None:
     for flag in ("device", "max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed",
                  "prompt_file", "tokenizer", "context", "stop"):  # fmt: skip
         assert f"--{flag} " in text
+
+
+def test_a_gguf_file_in_every_command(tmp_path: Path) -> None:
+    file, _ = small_model("qwen3", ["Q4_K", "Q6_K"])
+    file.keys |= small_vocabulary()
+    path, out = tmp_path / "small.gguf", tmp_path / "model.bin"
+    path.write_bytes(file.to_bytes())
+    shown = llamagpu("info", path).stdout.decode()
+    assert "GGUF version 3" in shown
+    assert "Q4_K x " in shown
+    assert "gguf, 300 tokens, inside the file" in shown
+    assert llamagpu("tokenize", path, "the th").stdout.decode() == "1 266 267\n"
+    arguments = ("the th", "--device", "cpu", "--temperature", "0", "--max_tokens", "9")
+    text = llamagpu("run", path, *arguments).stdout
+    assert text
+    assert llamagpu("convert", path, out).returncode == 0
+    assert llamagpu("run", out, *arguments).stdout == text

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from llamagpu.checkpoint import Checkpoint
 from llamagpu.errors import ModelFormatError
-from llamagpu.formats import llama2c, llama2rs, native, simple_llama
+from llamagpu.formats import gguf, llama2c, llama2rs, native, simple_llama
 from llamagpu.formats.mapped_file import check_readable
 
 
@@ -36,7 +36,7 @@ class FolderReader(Protocol):
         ...
 
 
-READERS: tuple[Reader, ...] = (native, simple_llama, llama2rs, llama2c)  # most certain signature first
+READERS: tuple[Reader, ...] = (gguf, native, simple_llama, llama2rs, llama2c)  # most certain signature first
 FOLDER_READERS: tuple[FolderReader, ...] = ()
 SNIFF_BYTES = 64
 

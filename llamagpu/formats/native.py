@@ -88,7 +88,7 @@ def read_stop_tokens(path: Path, metadata: dict[str, str], config: ModelConfig) 
             return tuple(tokens)
     except (ValueError, RecursionError):
         pass
-    raise ModelFormatError(path, STOP_TOKENS, "is no list of token ids of this model", CONVERT_AGAIN)
+    raise ModelFormatError(path, STOP_TOKENS, "is no JSON list of ids of this model", CONVERT_AGAIN)
 
 
 def read_sampling(path: Path, metadata: dict[str, str]) -> dict[str, float]:
@@ -147,9 +147,9 @@ def join_affine(path: Path, base: str, entry: Any, arrays: dict[str, NDArray[Any
             perm.dtype == np.int32 and perm.ndim == 1 and np.array_equal(np.sort(perm), np.arange(shape[1]))
         ):
             raise ValueError("a perm that is no permutation")
-        has_offsets = entry.get("offsets", False)
+        has_offsets = entry.get("has_offsets", False)
         if type(has_offsets) is not bool:
-            raise ValueError("offsets must be true or false")
+            raise ValueError("sizes that no matrix has, or offsets that are neither there nor not")
         return AffineQuant(bits, group_size, (shape[0], shape[1]), tiles, params, perm, has_offsets)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         problem = f"is no quantised matrix ({type(error).__name__}: {error})"
@@ -187,7 +187,7 @@ def write(path: Path, checkpoint: Checkpoint, on_progress: Callable[[int], None]
             if isinstance(stored, AffineQuant):
                 affine[name] = {"bits": stored.bits, "group_size": stored.group_size, "shape": stored.shape}
                 if stored.has_offsets:
-                    affine[name]["offsets"] = True
+                    affine[name]["has_offsets"] = True
             elif isinstance(stored, Int8Matrix):
                 group_sizes.add(stored.group_size)
             for array_name, array in arrays_of(name, stored).items():

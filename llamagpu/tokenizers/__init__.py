@@ -14,6 +14,7 @@ MAX_TOKENIZER_BYTES = 1 << 28
 # Kind to module and class, which takes the bytes and the path of its file. Modules are imported when they are needed:
 # some of their libraries cost a tenth of a second.
 KINDS = {
+    "gguf": ("llamagpu.tokenizers.gguf", "open_gguf_tokenizer"),
     "llama2c": ("llamagpu.tokenizers.llama2c", "Llama2cTokenizer"),
     "sentencepiece": ("llamagpu.tokenizers.sentencepiece", "SentencePieceTokenizer"),
 }

@@ -158,6 +158,8 @@ def test_quantised_matrices_are_read_back_in_place(tmp_path: Path) -> None:
         (lambda entry: entry.update(shape=[16, -16]), "sizes"),
         (lambda entry: entry.update(shape="ab"), "sizes"),
         (lambda entry: entry.pop("bits"), "KeyError"),
+        (lambda entry: entry.update(has_offsets=1), "sizes"),
+        (lambda entry: entry.update(has_offsets=True), "offsets are float32"),
     ],
 )
 def test_a_false_description_of_a_quantised_matrix(change: Any, problem: str, tmp_path: Path) -> None:
@@ -183,6 +185,44 @@ def test_a_perm_that_is_none(tmp_path: Path) -> None:
     broken = replace(tensor, perm=np.zeros(tensor.shape[1], np.int32))
     native.write(tmp_path / "model.bin", replace(before, tensors={**before.tensors, name: broken}))
     with pytest.raises(ModelFormatError, match="no permutation"):
+        open_checkpoint(tmp_path / "model.bin")
+
+
+def test_deferred_matrices_offsets_and_what_ends_a_text_are_kept(tmp_path: Path) -> None:
+    """A model as GGUF has it: made as it is written, one matrix after the other."""
+    before = affine_source(tmp_path)
+    name = "layers.1.feed_forward.w1.weight"
+    shape = before.tensors[name].shape
+    generator = np.random.default_rng(7)
+    scales = generator.standard_normal((shape[0], 1), np.float32)
+    matrix = AffineQuant.pack(generator.integers(0, 16, shape), scales, -scales / 3, 4, 16, has_offsets=True)
+    bfloat = np.asarray(before.tensors["norm.weight"]).astype(ml_dtypes.bfloat16)
+    deferred = Deferred((shape[0], shape[1]), 10, "Q4_1", lambda: matrix)
+    tensors = {**before.tensors, name: deferred, "norm.weight": bfloat}
+    counted: list[int] = []
+    whole = replace(before, tensors=tensors, stop_tokens=(2, 299), chat_template="{{ 'a\n\"b' }}")
+    native.write(tmp_path / "model.bin", whole, counted.append)
+    assert sum(counted) == whole.nbytes
+    after = open_checkpoint(tmp_path / "model.bin")
+    read = after.tensors[name]
+    assert isinstance(read, AffineQuant)
+    assert read.has_offsets
+    np.testing.assert_array_equal(read.dequantize(), matrix.dequantize())
+    assert after.tensors["norm.weight"].dtype == ml_dtypes.bfloat16  # type: ignore[union-attr]
+    np.testing.assert_array_equal(np.asarray(after.tensors["norm.weight"]), bfloat)
+    assert (after.stop_tokens, after.chat_template) == ((2, 299), whole.chat_template)
+
+
+@pytest.mark.parametrize("text", ["[300]", "[-1]", "7", "[true]", '["a"]', "[", "[" * 100_000, "[1e400]"])
+def test_stop_tokens_that_are_none(text: str, tmp_path: Path) -> None:
+    native.write(tmp_path / "model.bin", replace(source(tmp_path, quantized=False), stop_tokens=(1,)))
+    raw = (tmp_path / "model.bin").read_bytes()
+    length = struct.unpack_from("<Q", raw)[0]
+    header = json.loads(raw[8 : 8 + length])
+    header["__metadata__"]["stop_tokens"] = text
+    changed = json.dumps(header).encode()
+    (tmp_path / "model.bin").write_bytes(struct.pack("<Q", len(changed)) + changed + raw[8 + length :])
+    with pytest.raises(ModelFormatError, match="stop_tokens: is no JSON list of ids"):
         open_checkpoint(tmp_path / "model.bin")
 
 

@@ -31,16 +31,18 @@ def linear_affine(x: Floats, w: AffineQuant) -> Floats:
     group = np.minimum(np.arange(n_blocks * n_parts) * (TILE_COLUMNS // n_parts) // w.group_size, w.n_groups - 1)
     sums_of_x = columns.reshape(n, n_blocks * n_parts, -1).sum(axis=2)
 
+    # Numbers of 8 bits are taken less 128, near which zeros are; those with offsets may be small ones, as of Q5_K.
+    middle = 128 if w.bits == 8 and not w.has_offsets else 0
     y = np.empty((n, n_tiles * TILE_ROWS), np.float32)
     step = max(1, BLOCK_BYTES // w.q[0].size)
     for start in range(0, n_tiles, step):
         tiles = w.q[start : start + step]
-        sums = sum(np.matmul(q, operand) for q, operand in zip(widened(tiles, w.bits), operands, strict=True))
+        numbers = widened(tiles, w.bits, middle)
+        sums = sum(np.matmul(q, operand) for q, operand in zip(numbers, operands, strict=True))
         sums = sums.reshape(*sums.shape[:3], n_parts, n).transpose(0, 2, 1, 3, 4)  # [tiles, 16, blocks, parts, n]
         rows = slice(start * TILE_ROWS, (start + len(tiles)) * TILE_ROWS)
         scales, zeros = tile_params(w, start, len(tiles), group)
-        middle = 128 if w.bits == 8 else 0  # which the numbers themselves are less
-        offsets = zeros + scales * middle if w.has_offsets else -scales * (zeros - middle)
+        offsets = zeros if w.has_offsets else -scales * (zeros - middle)
         y[:, rows] = np.einsum("rg,rgn->nr", scales, sums.reshape(len(scales), -1, n)) + sums_of_x @ offsets.T
     return y[:, :out_features]
 
@@ -63,14 +65,15 @@ def spread(columns: Floats, order: NDArray[np.int64], n_parts: int) -> Floats:
     return out.reshape(n_blocks, len(order), n_parts * n)
 
 
-def widened(tiles: NDArray[np.uint8], bits: int) -> list[Floats]:
-    """The numbers of some tiles as two arrays [tiles, blocks, 16, 64]; those of 8 bits less 128."""
+def widened(tiles: NDArray[np.uint8], bits: int, middle: int) -> list[Floats]:
+    """The numbers of some tiles less ``middle``, 0 or 128, as two arrays [tiles, blocks, 16, 64]."""
     n_tiles, n_blocks = tiles.shape[:2]
     if bits == 4:
         q = tiles.reshape(n_tiles, n_blocks, TILE_ROWS, 64)
         return [(q & np.uint8(15)).astype(np.float32), (q >> np.uint8(4)).astype(np.float32)]
-    signed = (tiles ^ np.uint8(128)).view(np.int8).reshape(n_tiles, n_blocks, 2, 2, 8, 64)
-    halves = (signed[:, :, :, half].reshape(n_tiles, n_blocks, TILE_ROWS, 64) for half in range(2))
+    signed = (tiles ^ np.uint8(128)).view(np.int8) if middle else tiles
+    parts = signed.reshape(n_tiles, n_blocks, 2, 2, 8, 64)
+    halves = (parts[:, :, :, half].reshape(n_tiles, n_blocks, TILE_ROWS, 64) for half in range(2))
     return [half.astype(np.float32) for half in halves]
 
 

@@ -1,0 +1,55 @@
+"""A SentencePiece model (tokenizer.model, a protobuf) written from a vocabulary: BPE, nothing normalised."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+
+# Types of pieces. GGUF numbers them alike.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+BPE = 2
+NO_PIECE = b"\0"  # that no vocabulary has
+
+
+def model_proto(
+    pieces: Iterable[bytes],
+    scores: Iterable[float],
+    types: list[int],
+    bos: int | None,
+    eos: int | None,
+    add_dummy_prefix: bool,
+) -> bytes:
+    """One piece of each token, in the order of their ids. bos, eos: ids, None for none.
+
+    add_dummy_prefix: a space before each text. An empty piece, which SentencePiece does not allow, gets the name
+    that llama.cpp gives it.
+    """
+    out = bytearray()
+    names = {bos: NO_PIECE, eos: NO_PIECE}
+    for token, (piece, score, kind) in enumerate(zip(pieces, scores, types, strict=True)):
+        piece = piece or b"[EMPTY_%d]" % token
+        if token in names:
+            names[token] = piece
+        body = text(1, piece) + struct.pack("<Bf", 2 << 3 | 5, score) + number(3, kind)
+        out += text(1, body)
+    trainer = number(3, BPE) + number(4, len(types)) + number(35, BYTE in types)
+    trainer += text(46, NO_PIECE if bos is None else names[bos]) + text(47, NO_PIECE if eos is None else names[eos])
+    normalizer = text(1, b"identity") + number(3, add_dummy_prefix) + number(4, False) + number(5, True)
+    return bytes(out + text(2, trainer) + text(3, normalizer))
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def number(field: int, value: int) -> bytes:
+    return varint(field << 3) + varint(value)
+
+
+def text(field: int, value: bytes) -> bytes:
+    return varint(field << 3 | 2) + varint(len(value)) + value
