@@ -1,12 +1,12 @@
-"""GPTQ (Frantar et al., 2022): round a matrix column by column, and let the columns that are left make up for each error.
+"""GPTQ (Frantar et al., 2022): round a matrix column by column; the columns left make up for each error.
 
 For a matrix w and inputs x, what counts is the error of w x. With H = sum of x x^T, rounding column j of w by e changes
 the least reachable error by e^2 / U_jj^2, reached by adding -e / U_jj * U_jk to the columns k that follow, where
 H^-1 = U^T U and U is upper triangular. Columns are updated at once within a block, and behind it once per block.
 
 The group scales are those of round_to_nearest, found when the first column of a group is reached, on weights to which
-all errors so far have been added. With act-order, columns are taken by falling activation (H_jj), and a group is as many
-columns in that order: the matrix keeps them so, with ``perm`` to say which input each is multiplied with.
+all errors so far have been added. With act-order, columns are taken by falling activation (H_jj), and a group is so
+many columns in that order: the matrix keeps them so, with ``perm`` to say which input each is multiplied with.
 
 Written for numpy and cupy alike: ``xp`` is either. Sums and factors of H are float64, the weights float32.
 """
