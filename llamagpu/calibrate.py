@@ -77,7 +77,10 @@ class CalibratedLayers:
 
     def embed(self, table: AffineQuant | NDArray[Any]) -> None:
         """Begin: x are the rows of the embedding, as the quantised model has it."""
-        self.x = [embedding(table, tokens).astype(np.float32) for tokens in self.sequences]
+        tokens, places = np.unique(np.concatenate(self.sequences), return_inverse=True)
+        rows = embedding(table, tokens).astype(np.float32)
+        ends = np.cumsum([len(sequence) for sequence in self.sequences])
+        self.x = [rows[of_one] for of_one in np.split(places, ends[:-1])]
 
     def take(self, name: str) -> AffineQuant:
         """A matrix of the layer in hand, or of the next one, which is then worked through. Each is given once."""

@@ -1,6 +1,6 @@
 """Write a checkpoint as a Hugging Face folder that other engines read: plain floats, or GPTQ.
 
-Quantised matrices are GPTQ's: qweight, qzeros, scales and g_idx, ``checkpoint_format`` "gptq", which stores zero - 1. So
+Quantised matrices are qweight, qzeros, scales and g_idx, with ``checkpoint_format`` "gptq", which stores zero - 1. So
 a zero must be 1 or more; what is quantised for this format has zeros 1 to 15 (or 255), which every reader takes alike,
 whether or not it cuts zero + 1 to 4 bits again. Embedding and head stay floats.
 """
@@ -69,12 +69,12 @@ def write_folder(
     """
     layout = Layout()
     config = config_json(checkpoint, special_ids)  # refuses before any work
-    shards = Shards(folder, shard_bytes)
-    for name, tensor in checkpoint.tensors.items():
-        stored = tensor.materialize() if isinstance(tensor, Deferred) else tensor
-        shards.append(layout.arrays_of(name, stored, checkpoint.config))
-        on_progress(tensor.nbytes)
-    shards.finish()
+    with Shards(folder, shard_bytes) as shards:
+        for name, tensor in checkpoint.tensors.items():
+            stored = tensor.materialize() if isinstance(tensor, Deferred) else tensor
+            shards.append(layout.arrays_of(name, stored, checkpoint.config))
+            on_progress(tensor.nbytes)
+        shards.finish()
     config["torch_dtype"] = layout.float_type
     if layout.bits:
         config["quantization_config"] = {
@@ -184,6 +184,13 @@ class Shards:
         self.file: BinaryIO | None = None
         self.offset = 0
         self.room = 1 << 20
+
+    def __enter__(self) -> Shards:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.file is not None:
+            self.file.close()
 
     def append(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Arrays that stay together."""
