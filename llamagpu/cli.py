@@ -11,7 +11,8 @@ import fire
 
 from llamagpu.bench_command import bench
 from llamagpu.cli_arguments import Command, help_text, normalize, with_converters
-from llamagpu.commands import convert, doctor, info, run, tokenize
+from llamagpu.commands import doctor, info, run, tokenize
+from llamagpu.convert_command import convert
 from llamagpu.errors import LlamaGPUError, UsageError, first_line
 from llamagpu.quality_commands import compare, perplexity
 

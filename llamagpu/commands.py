@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from llamagpu import __version__
 from llamagpu.backends.cuda.kernels import kernel_folder
 from llamagpu.devices import choose_device, cpu_description, peak_memory_bytes, why_no_gpu
 from llamagpu.errors import LlamaGPUError, UsageError, printable
-from llamagpu.formats import is_model, native, open_checkpoint
+from llamagpu.formats import is_model, open_checkpoint
 from llamagpu.generation import MAX_TOKENS, Generation
 from llamagpu.gpu_driver import count_gpus
 from llamagpu.llm import DEMO, LLM, find_tokenizer, load, model_path
@@ -182,38 +181,6 @@ def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None
         about_tokenizer = f"none: {error}"
     for name, value in rows_of(checkpoint, about_tokenizer, positions):
         print(f"{name:<13} {value}")
-
-
-def convert(src: str, out: str, *, tokenizer: str | None = None, force: bool = False) -> None:
-    """Write any model that opens as one native model.bin, tokenizer inside. Weights keep their type.
-
-    Args:
-        src: The model to read.
-        out: The file to write. It bears this name only once it is whole.
-        tokenizer: The tokenizer file, where the model does not hold it and it is not beside it; none leaves it out.
-        force: Replace OUT where it exists.
-    """
-    checkpoint = open_checkpoint(model_path(src))
-    path = Path(out)
-    if path.is_dir():
-        raise UsageError(f"{out} is a folder: name the file to write")
-    if os.path.lexists(path) and not path.is_file():
-        raise UsageError(f"{out} is there and is no regular file: name another")
-    if path.exists() and not force:
-        raise UsageError(f"{out} exists: --force replaces it")
-    spec = None
-    if tokenizer != "none":
-        try:
-            spec = find_tokenizer(checkpoint, tokenizer)[0]
-        except UsageError as error:
-            raise UsageError(f"{error} (or leave it out with --tokenizer none)") from None
-    whole = replace(checkpoint, tokenizer=spec)
-    progress = ProgressBar("writing", "B", total=checkpoint.nbytes)
-    native.write(path.resolve(), whole, progress.advance)  # behind a link, the file that it names
-    progress.close()
-    for note in checkpoint.notes:
-        say(printable(note))
-    say(f"wrote {out}: {human_bytes(path.stat().st_size)}, {'tokenizer inside' if spec else 'no tokenizer'}")
 
 
 def tokenize(model: str, text: str, *, tokenizer: str | None = None, bos: bool = True, pieces: bool = False) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import stat
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,20 @@ def check_readable(path: Path) -> int:
     return status.st_size
 
 
+_MAPS: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+
+def forget_pages() -> None:
+    """Give back the memory of what was read from mapped files; what is used again is read again.
+
+    The system would do so itself once memory is short, but until then a file read from end to end counts as memory that
+    this process holds.
+    """
+    if hasattr(mmap, "MADV_DONTNEED"):
+        for mapped in list(_MAPS):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
 class MappedFile:
     """Read-only map of a file. Arrays taken from it are views: nothing is read before it is used."""
 
@@ -43,7 +59,10 @@ class MappedFile:
         self.path = path
         self.size = check_readable(path)
         try:
-            self.bytes: NDArray[np.uint8] = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+            with open(path, "rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.bytes: NDArray[np.uint8] = np.frombuffer(mapped, np.uint8)
+            _MAPS.add(mapped)
         except (OSError, ValueError) as error:
             raise ModelFormatError(path, "path", f"cannot be mapped ({error})", "copy it to a local disk") from None
 

@@ -81,6 +81,12 @@ class AffineQuant:
     def nbytes(self) -> int:
         return self.q.nbytes + self.params.nbytes + (self.perm.nbytes if self.perm is not None else 0)
 
+    @staticmethod
+    def bytes_of(shape: tuple[int, int], bits: int, group_size: int) -> int:
+        """nbytes of a matrix with float16 scales and no perm."""
+        n_tiles, n_blocks = tile_grid(shape)
+        return n_tiles * (n_blocks * TILE_ROWS * TILE_COLUMNS * bits // 8 + 64 * n_groups(shape[1], group_size))
+
     @classmethod
     def pack(
         cls,

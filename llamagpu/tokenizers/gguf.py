@@ -27,12 +27,17 @@ def open_gguf_tokenizer(data: bytes, path: Path) -> Tokenizer:
     """Raises ModelFormatError for vocabularies that cannot be rebuilt, naming the key."""
     from llamagpu.tokenizers import open_spec  # which knows this module
 
+    return open_spec(rebuilt(data, path), path)
+
+
+def rebuilt(data: bytes, path: Path) -> TokenizerSpec:
+    """The same as a tokenizer.model or tokenizer.json. Raises as ``open_gguf_tokenizer`` does."""
     header = Header(data, path)
     kind = header.text(f"{PREFIX}model")
     if kind == "llama":
-        return open_spec(TokenizerSpec("sentencepiece", sentencepiece_model(header)), path)
+        return TokenizerSpec("sentencepiece", sentencepiece_model(header))
     if kind == "gpt2":
-        return open_spec(TokenizerSpec("huggingface", huggingface_json(header)), path)
+        return TokenizerSpec("huggingface", huggingface_json(header))
     raise header.refuse(f"{PREFIX}model", f"is {str(kind)[:40]!r}; llama and gpt2 are read", OTHER_FILE)
 
 

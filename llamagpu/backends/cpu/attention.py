@@ -29,7 +29,7 @@ def attention(
     for head in range(n_kv_heads):  # one head at a time: the scores of a long prompt are the largest array there is
         scores = queries[head] @ keys[head].T
         if hidden is not None:
-            scores.reshape(group, n, n_keys)[:, hidden] = -np.inf
+            np.copyto(scores.reshape(group, n, n_keys), -np.inf, where=hidden)
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         np.matmul(scores, values[head], out=out[head])
