@@ -69,7 +69,9 @@ def peak_of_convert(source: Path, out: Path, *flags: str) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def main(gib: float = 1.0, dtype: str = "float32", quantize: str = "q4", format: str = "llamagpu", limit: float = 1.0) -> None:
+def main(
+    gib: float = 1.0, dtype: str = "float32", quantize: str = "q4", format: str = "llamagpu", limit: float = 1.0
+) -> None:
     kind = np.dtype({"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[dtype])
     with tempfile.TemporaryDirectory(dir=".") as folder:
         source = Path(folder) / "random.bin"
