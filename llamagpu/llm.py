@@ -47,7 +47,8 @@ def find_tokenizer(checkpoint: Checkpoint, path: str | Path | None) -> tuple[Tok
     """A model's tokenizer, as stored and opened, and the file that holds it.
 
     It is ``path`` if given, else the one inside the model, else one beside it. Raises UsageError where there is none,
-    ModelFormatError where it is damaged or has more tokens than the model.
+    ModelFormatError where it is damaged or has more tokens than the model: but the model's own may have added tokens
+    that the model has no row for (the first Llama 2 folders' <pad>), and a text that holds one of them is refused.
     """
     vocab_size = checkpoint.config.vocab_size
     if path is None and checkpoint.tokenizer is None:
@@ -62,7 +63,8 @@ def find_tokenizer(checkpoint: Checkpoint, path: str | Path | None) -> tuple[Tok
     assert spec is not None
     place = Path(path) if path is not None else checkpoint.path
     tokenizer = open_spec(spec, place)
-    if tokenizer.vocab_size > vocab_size:
+    n_learnt = tokenizer.vocab_size - (tokenizer.n_added_at_end if path is None else 0)
+    if n_learnt > vocab_size or (tokenizer.bos_id or 0) >= vocab_size:
         problem = f"is {tokenizer.vocab_size}, but the model has {vocab_size} tokens"
         raise ModelFormatError(place, "vocab_size", problem, "give the model's own with --tokenizer FILE")
     return spec, tokenizer, place
@@ -136,7 +138,10 @@ class LLM:
         if not self.quirks.greedy_tokenizer:
             return tokenizer
         if spec.kind != "sentencepiece":
-            raise UsageError(f"{path}: a faithful run of this model needs a tokenizer.model: give it with --tokenizer")
+            raise UsageError(
+                f"{path} is of kind {spec.kind}; {self.quirks.system} reads a SentencePiece tokenizer.model:"
+                " give one with --tokenizer, or leave --faithful out"
+            )
         return open_spec(replace(spec, kind="sentencepiece-greedy"), path)
 
     def generate(

@@ -203,7 +203,7 @@ def test_a_greedy_tokenizer_takes_the_place_of_sentencepiece(
     assert tokenizer.data == demo.tokenizer.data
     assert type(LLM(demo, "cpu").tokenizer).__name__ == "SentencePieceTokenizer"
     other = replace(open_checkpoint(small_model), quirks=demo.quirks)
-    with pytest.raises(UsageError, match=r"tokenizer.bin: a faithful run of this model needs a tokenizer.model"):
+    with pytest.raises(UsageError, match=r"tokenizer.bin is of kind llama2c; x reads a SentencePiece tokenizer.model"):
         _ = LLM(other, "cpu", faithful=True).tokenizer
 
 

@@ -68,6 +68,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return reader.open_checkpoint(path)
     if path.is_dir():
         raise ModelFormatError(path, "path", "is a folder without a model in it", "give a model file or its folder")
+    if path.name in ("config.json", "params.json", "model.safetensors.index.json"):
+        raise ModelFormatError(path, "header", "describes a model and is none", "give the folder that it is in")
     raise ModelFormatError(
         path, "header", "is of no model format that llamagpu reads", "docs/formats.md lists those that it does"
     )

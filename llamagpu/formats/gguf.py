@@ -16,7 +16,7 @@ import numpy as np
 from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec, check_tensors
 from llamagpu.config import LARGEST, ModelConfig
 from llamagpu.formats.gguf_file import open_tensors
-from llamagpu.formats.gguf_header import MAGIC, Header
+from llamagpu.formats.gguf_header import ARRAY, MAGIC, Header
 from llamagpu.quantization import Deferred
 from llamagpu.rope_scaling import yarn_factors
 
@@ -43,7 +43,8 @@ SILENT = {"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "attenti
 NEUTRAL: dict[str, float] = {
     "expert_count": 0, "expert_used_count": 0, "attention.causal": 1, "pooling_type": 0, "logit_scale": 1,
     "embedding_scale": 1, "residual_scale": 1, "rope.scaling.yarn_ext_factor": 1, "rope.scaling.yarn_attn_factor": 1,
-    "use_parallel_residual": 0, "attention.max_alibi_bias": 0, "attention.clamp_kqv": 0,
+    "rope.scaling.yarn_log_multiplier": 0, "use_parallel_residual": 0, "attention.max_alibi_bias": 0,
+    "attention.clamp_kqv": 0,
 }  # fmt: skip
 OTHER_MODEL = "this version runs dense models of llama, qwen2 and qwen3: get another file of a model"
 STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -118,7 +119,7 @@ def read_config(header: Header, arch: str, tensors: dict[str, Tensor], factors: 
     embedding = tensors.get("tok_embeddings.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise header.refuse("token_embd.weight", "is missing or no matrix")
-    dim, n_heads = header.whole(f"{arch}.embedding_length"), header.whole(f"{arch}.attention.head_count")
+    dim, n_heads = header.whole(f"{arch}.embedding_length"), of_all_layers(header, f"{arch}.attention.head_count")
     if not 1 <= n_heads <= LARGEST["n_heads"]:
         raise header.refuse(f"{arch}.attention.head_count", f"is {n_heads}")
     head_dim = header.whole(f"{arch}.attention.key_length", dim // n_heads)
@@ -133,7 +134,7 @@ def read_config(header: Header, arch: str, tensors: dict[str, Tensor], factors: 
         "hidden_dim": header.whole(f"{arch}.feed_forward_length"),
         "n_layers": header.whole(f"{arch}.block_count"),
         "n_heads": n_heads,
-        "n_kv_heads": header.whole(f"{arch}.attention.head_count_kv", n_heads),
+        "n_kv_heads": of_all_layers(header, f"{arch}.attention.head_count_kv", n_heads),
         "head_dim": head_dim,
         "vocab_size": embedding.shape[0],
         "max_seq_len": header.whole(f"{arch}.context_length"),
@@ -150,6 +151,17 @@ def read_config(header: Header, arch: str, tensors: dict[str, Tensor], factors: 
         values["sliding_window"] = 0  # a window that never closes
     values["rope_factors"], values["rope_attention_factor"] = read_rope_factors(header, config, factors)
     return ModelConfig.checked(header.path, values)
+
+
+def of_all_layers(header: Header, key: str, default: int | None = None) -> int:
+    """A number, or an array of the same number for each layer."""
+    entry = header.entries.get(key)
+    if entry is None or entry.kind != ARRAY:
+        return header.whole(key, default)
+    numbers = set(header.numbers(key, "iu").tolist())
+    if len(numbers) != 1:
+        raise header.refuse(key, "differs between layers", OTHER_MODEL)
+    return int(numbers.pop())
 
 
 def read_rope_factors(

@@ -124,10 +124,12 @@ def read_window(path: Path, config: dict[str, Any], architecture: str, n_layers:
 
 
 def read_sliding_window(path: Path, config: dict[str, Any], default: int) -> int:
-    """null says 0, all of the context; no word says ``default``."""
+    """null says 0, all of the context, as does a window that never closes; no word says ``default``."""
     if "sliding_window" in config and config["sliding_window"] is None:
         return 0
-    return whole(path, {"sliding_window": default} | config, "sliding_window", LARGEST["max_seq_len"])
+    window = whole(path, {"sliding_window": default} | config, "sliding_window", 1 << 62)
+    positions = config.get("max_position_embeddings")
+    return 0 if type(positions) is int and window >= positions else window
 
 
 def whole(path: Path, config: dict[str, Any], key: str, largest: int, smallest: int = 1) -> int:

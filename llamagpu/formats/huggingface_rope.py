@@ -12,7 +12,7 @@ from llamagpu.rope_scaling import linear_factors, llama3_factors, yarn_attention
 DEFAULT_THETA = 10000.0
 # What each kind may hold beside its name. What is not here might change the model and is refused by name.
 KNOWN_KEYS = {
-    "default": set(),
+    "default": {"factor"},  # which it does not look at
     "linear": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
     "yarn": {"factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale",
@@ -51,7 +51,8 @@ def read_rope(path: Path, config: dict[str, Any], head_dim: int) -> dict[str, An
             problem = f"is {str(share)[:40]}; this version turns whole heads"
             raise ModelFormatError(path, f"{place}.partial_rotary_factor", problem, "it cannot run this model")
 
-    theta = given.get("rope_theta", config.get("rope_theta", DEFAULT_THETA))
+    theta = given.get("rope_theta", config.get("rope_theta"))
+    theta = DEFAULT_THETA if theta is None else theta
     out: dict[str, Any] = {"rope_theta": theta}
     if kind == "default":
         return out

@@ -50,8 +50,8 @@ def sniff(head: bytes, size: int) -> bool:
 
 
 def sniff_folder(names: set[str]) -> bool:
-    """Whether there are shards in it, or it is an unzipped one itself."""
-    return "data.pkl" in names or any(map(SHARD.fullmatch, names))
+    """Whether it holds shards, or is an unzipped one itself; a Hugging Face folder that holds some too is not ours."""
+    return "data.pkl" in names or ("config.json" not in names and any(map(SHARD.fullmatch, names)))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -209,7 +209,7 @@ def positions(params: Mapping[Any, Any], config: ModelConfig) -> tuple[Any, tupl
         assumed, family = 16384, "Code Llama"
     elif config.rope_theta == 5e5:
         assumed, family = 8192, "Llama 3"
-    elif config.norm_eps == 1e-5:
+    elif config.norm_eps == 1e-5 and (config.n_layers, config.n_kv_heads) != (80, 64):  # Llama 2 70B has 8
         assumed, family = 4096, "Llama 2"
     else:
         assumed, family = 2048, "Llama 1"

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec, check_tensors
 from llamagpu.config import ModelConfig
-from llamagpu.errors import ModelFormatError
+from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import huggingface
 from llamagpu.formats.atomic import atomic_write
-from llamagpu.formats.safetensors_file import DTYPES, SafetensorsFile
+from llamagpu.formats.safetensors_file import DTYPES, MAX_HEADER_BYTES, MAX_TENSORS, SafetensorsFile
 from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix
 from llamagpu.sampling import SamplingParams
 
@@ -211,6 +211,8 @@ def write(path: Path, checkpoint: Checkpoint, on_progress: Callable[[int], None]
             metadata[AFFINE] = json.dumps(affine, separators=(",", ":"))
         text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
         assert len(text) <= header_bytes
+        if header_bytes > MAX_HEADER_BYTES or text.count(b"{") > MAX_TENSORS:
+            raise UsageError(f"{checkpoint.path}: its chat template is too large to be kept in a model.bin")
         file.seek(0)
         file.write(struct.pack("<Q", header_bytes) + text.ljust(header_bytes))
 
@@ -223,6 +225,12 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
     if checkpoint.sampling:
         metadata[SAMPLING] = json.dumps(dict(checkpoint.sampling))
     if checkpoint.chat_template is not None:
+        try:
+            checkpoint.chat_template.encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"{checkpoint.path}: its chat template is no valid Unicode, so no file can keep it"
+            ) from None
         metadata[CHAT_TEMPLATE] = checkpoint.chat_template
     if checkpoint.tokenizer is not None:
         metadata[TOKENIZER] = checkpoint.tokenizer.kind

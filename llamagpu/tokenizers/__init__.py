@@ -65,7 +65,8 @@ def find_beside(model_path: Path, vocab_size: int) -> tuple[TokenizerSpec, Token
             if path.is_file():
                 spec = read_spec(path)
                 tokenizer = open_spec(spec, path)
-                if tokenizer.vocab_size == vocab_size:
+                fits = tokenizer.vocab_size <= vocab_size if spec.kind == "huggingface" else False
+                if fits or tokenizer.vocab_size == vocab_size:  # Qwen's models have more rows than tokens
                     return spec, tokenizer, path
         except ModelFormatError as error:
             damaged = damaged or error
@@ -76,7 +77,7 @@ def find_beside(model_path: Path, vocab_size: int) -> tuple[TokenizerSpec, Token
 
 def names_beside(vocab_size: int) -> tuple[str, ...]:
     """The names under which people keep a tokenizer beside a model, in the order in which they are tried."""
-    return "tokenizer.model", "tokenizer.bin", f"tok{vocab_size}.model", f"tok{vocab_size}.bin"
+    return "tokenizer.json", "tokenizer.model", "tokenizer.bin", f"tok{vocab_size}.model", f"tok{vocab_size}.bin"
 
 
 __all__ = ["StreamDecoder", "Tokenizer", "find_beside", "names_beside", "open_spec", "read_spec"]

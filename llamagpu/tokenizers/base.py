@@ -15,6 +15,8 @@ class Tokenizer(ABC):
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
+    # Tokens at the end of the ids that were added to the vocabulary and learnt by no one, for all that is known.
+    n_added_at_end = 0
     # SentencePiece puts a space before the text it encodes; decoding takes it off again.
     adds_leading_space: bool
     stop_ids: tuple[int, ...] = ()  # others than bos_id and eos_id that end a text

@@ -54,19 +54,15 @@ def read_types(header: Header, n: int) -> list[int]:
     if len(types) != n:
         problem = f"has {len(types)} elements, tokens has {n}"
         raise header.refuse(f"{PREFIX}token_type", problem, OTHER_FILE)
-    if not ((types >= NORMAL) & (types <= BYTE)).all():
-        raise header.refuse(f"{PREFIX}token_type", "has a type that is not 1 to 6", OTHER_FILE)
-    return [int(kind) for kind in types]
+    if not ((types >= 0) & (types <= BYTE)).all():
+        raise header.refuse(f"{PREFIX}token_type", "has a type that is not 0 to 6", OTHER_FILE)
+    return [int(kind) or NORMAL for kind in types]  # 0 is llama.cpp's "undefined"
 
 
 def special_id(header: Header, name: str, default: int, n: int) -> int | None:
-    """A token by its key; None where there is none. llama.cpp writes 2^32 - 1 for that."""
+    """A token by its key; None where there is none. llama.cpp writes 2^32 - 1 for that, or an id that is no token's."""
     token = header.whole(f"{PREFIX}{name}", default)
-    if token in (-1, 2**32 - 1):
-        return None
-    if not 0 <= token < n:
-        raise header.refuse(f"{PREFIX}{name}", f"is {token}, must be below {n}", OTHER_FILE)
-    return token
+    return token if 0 <= token < n else None
 
 
 def sentencepiece_model(header: Header) -> bytes:

@@ -7,6 +7,7 @@ decoder that the file names, byte-level (GPT-2's, of Llama 3 and Qwen) or Senten
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,8 @@ class HuggingFaceTokenizer(Tokenizer):
             }
             ids = self.library.get_vocab(with_added_tokens=True).values()
             self.vocab_size = max(ids, default=-1) + 1
+            while self.vocab_size - 1 - self.n_added_at_end in self.added:
+                self.n_added_at_end += 1
         if model not in MODELS:
             raise self.error("model", f"is of type {model[:40]!r}, not {' or '.join(MODELS)}")
         if dropout:
@@ -98,15 +101,34 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @contextmanager
     def library_errors(self, problem: str) -> Iterator[None]:
-        """Whatever the library raises as ModelFormatError; its panics are no Exception."""
+        """Whatever the library raises as ModelFormatError; its panics are no Exception, and tell of themselves."""
         try:
-            yield
+            with quiet_stderr():
+                yield
         except BaseException as error:
             if isinstance(error, ModelFormatError) or not (
                 isinstance(error, Exception) or type(error).__name__ == "PanicException"
             ):
                 raise
             raise self.error("content", f"{problem} ({first_line(error)[:200]})") from None
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """What is written to the file descriptor 2 inside goes nowhere."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed by the caller
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def piece_decoder(decoder: dict[str, Any] | None) -> Callable[[str], bytes]:

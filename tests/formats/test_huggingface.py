@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from llamagpu.backends.cpu.rope import rope_angles
 from llamagpu.checkpoint import llama_shapes
 from llamagpu.config import ModelConfig
 from llamagpu.errors import ModelFormatError, UsageError
-from llamagpu.formats import open_checkpoint
+from llamagpu.formats import native, open_checkpoint
 from llamagpu.formats.huggingface_config import read_config
 from llamagpu.generation import Generation
 from llamagpu.llm import model_path
@@ -97,7 +98,9 @@ def test_what_config_json_means() -> None:
     ("values", "changes", "window", "first"),
     [
         (LLAMA, {"sliding_window": 5}, 0, 0),  # which Llama does not have
-        (MISTRAL, {}, 4096, 0),  # what transformers takes where nothing is said
+        (MISTRAL, {"max_position_embeddings": 5000}, 4096, 0),  # what transformers takes where nothing is said
+        (MISTRAL, {}, 0, 0),  # which never closes
+        (MISTRAL, {"sliding_window": 1 << 40}, 0, 0),
         (MISTRAL, {"sliding_window": None}, 0, 0),
         (MISTRAL, {"sliding_window": 5, "layer_types": ["sliding_attention"] * 3}, 5, 0),
         (QWEN2, {"sliding_window": 5, "max_window_layers": 1}, 0, 0),
@@ -182,9 +185,46 @@ def test_a_generation_ends_with_an_end_token(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) -> None:
-    llm = llamagpu.load(small_folder(tmp_path, vocab_size=502), device="cpu")
-    with pytest.raises(ModelFormatError, match="is 503, but the model has 502 tokens"):
+    llm = llamagpu.load(small_folder(tmp_path / "less", vocab_size=400), device="cpu")
+    with pytest.raises(ModelFormatError, match="is 503, but the model has 400 tokens"):
         llm.tokenizer.encode("a")
+    # but added tokens may be beyond: the first Llama 2 folders had a <pad> that the model has no row for
+    folder = small_folder(tmp_path / "pad", vocab_size=502)
+    assert llamagpu.load(folder, device="cpu").tokenizer.vocab_size == 503
+    with pytest.raises(ModelFormatError, match="is 503, but the model has 502 tokens"):
+        llamagpu.load(folder, device="cpu", tokenizer=folder / "tokenizer.json")
+
+
+def test_a_name_that_is_there_twice_is_found_at_once(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path)
+    names = ",".join(f'"{i}":0' for i in range(120_000))
+    (folder / "generation_config.json").write_text(f'{{{names},"119999":1}}')
+    with pytest.raises(ModelFormatError, match="119999: is there twice"):
+        open_checkpoint(folder)
+
+
+def test_a_folder_that_holds_a_meta_file_too(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path)
+    (folder / "consolidated.00.pth").write_bytes(b"half a download")
+    assert open_checkpoint(folder).format.startswith("Hugging Face")
+    with pytest.raises(ModelFormatError, match="give the folder that it is in"):
+        open_checkpoint(folder / "config.json")
+
+
+@pytest.mark.parametrize("template", ["a\ud800", "{" * 40_000, "\x01" * (1 << 22)], ids=["surrogate", "braces", "long"])
+def test_a_template_that_no_file_can_keep_stops_convert(template: str, tmp_path: Path) -> None:
+    checkpoint = replace(open_checkpoint(small_folder(tmp_path)), chat_template=template)
+    (tmp_path / "out.bin").write_bytes(b"a good file")
+    with pytest.raises(UsageError, match="chat template"):
+        native.write(tmp_path / "out.bin", checkpoint)
+    assert (tmp_path / "out.bin").read_bytes() == b"a good file"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_settings_that_change_nothing() -> None:
+    assert config_of(LLAMA, rope_scaling={"rope_type": "default", "factor": 1.0}).rope_factors is None
+    without = {key: value for key, value in LLAMA.items() if key != "rope_theta"}
+    assert config_of(without, rope_theta=None).rope_theta == 10000
 
 
 def test_a_folder_without_tokenizer(tmp_path: Path) -> None:

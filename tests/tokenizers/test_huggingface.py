@@ -231,4 +231,4 @@ def test_a_panic_of_the_library_is_an_error_like_others(capfd: pytest.CaptureFix
     ours = HuggingFaceTokenizer(edited(qwen2_like(), pre_tokenizer=cut), PATH)
     with pytest.raises(ModelFormatError, match="cannot encode this text"):
         ours.encode("a" * 40 + "!")
-    assert "panicked" in capfd.readouterr().err  # what the library itself prints
+    assert capfd.readouterr().err == ""  # the library would print of it
