@@ -2,7 +2,7 @@
 
     python scripts/measure_convert_memory.py --gib 1 --dtype float32 --quantize q4
 
-Writes the model into a temporary folder (a few seconds and that many bytes of disk), converts it in a process of its own
+Writes the model into a temporary folder (a few seconds, and its size on disk), converts it in a process of its own
 and prints the largest resident size of that process. Exit status 1 where it is not below ``limit`` times the model's size.
 """
 
@@ -69,7 +69,9 @@ def peak_of_convert(source: Path, out: Path, *flags: str) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def main(gib: float = 1.0, dtype: str = "float32", quantize: str = "q4", format: str = "llamagpu", limit: float = 1.0) -> None:
+def main(
+    gib: float = 1.0, dtype: str = "float32", quantize: str = "q4", format: str = "llamagpu", limit: float = 1.0
+) -> None:
     kind = np.dtype({"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[dtype])
     with tempfile.TemporaryDirectory(dir=".") as folder:
         source = Path(folder) / "random.bin"

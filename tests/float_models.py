@@ -15,9 +15,7 @@ SIZES = {"dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 4, "n_kv_heads":
 # Llama 3's rule with factor 8, trained on 256 positions, theta 10000: as its authors' code computes it.
 LLAMA3_FACTORS = tuple(
     8.0 if wave > 256 / 1 else 1.0 if wave < 256 / 4 else 1 / ((1 - part) / 8 + part)
-    for wave, part in (
-        (wave, (256 / wave - 1) / 3) for wave in (2 * np.pi * 10000.0 ** (2 * j / 16) for j in range(8))
-    )
+    for wave, part in ((wave, (256 / wave - 1) / 3) for wave in (2 * np.pi * 10000.0 ** (2 * j / 16) for j in range(8)))
 )
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"rope_theta": 10000.0},
