@@ -75,6 +75,8 @@ def convert(
     if quantize != "none":
         check_floats(checkpoint)
     source, opened = with_tokenizer(checkpoint, tokenizer)
+    if as_folder:
+        source = as_in_folder(source)
     plan, bar, xp = source, ProgressBar("writing", "B"), None
     if quantize != "none":
         sequences = None
@@ -99,13 +101,13 @@ def convert(
         if as_folder:
             ids = (opened.bos_id, opened.eos_id) if opened else (None, None)
             with atomic_folder(path) as folder:
-                huggingface_writer.write_folder(folder, as_in_folder(plan), ids, on_progress)
+                huggingface_writer.write_folder(folder, plan, ids, on_progress)
         else:
             native.write(path, plan, on_progress)
     bar.close()
-    for note in checkpoint.notes:
+    for note in plan.notes:
         say(printable(note))
-    about = "tokenizer inside" if source.tokenizer else "no tokenizer"
+    about = "tokenizer inside" if plan.tokenizer else "no tokenizer"
     say(f"wrote {out}: {human_bytes(bytes_of(path))}, {about}, in {time.monotonic() - started:.1f} s")
 
 
@@ -189,15 +191,15 @@ def with_tokenizer(checkpoint: Checkpoint, tokenizer: str | None) -> tuple[Check
 
 
 def as_in_folder(checkpoint: Checkpoint) -> Checkpoint:
-    """With the tokenizer in a kind that has a file there, and a word where it has none."""
+    """With the tokenizer in a kind that has a file there; a note where it has none."""
     spec = checkpoint.tokenizer
     if spec is not None and spec.kind == "gguf":
         from llamagpu.tokenizers.gguf import rebuilt
 
         return replace(checkpoint, tokenizer=rebuilt(spec.data, checkpoint.path))
     if spec is not None and spec.kind not in ("huggingface", "sentencepiece"):
-        say(f"a tokenizer of kind {spec.kind} has no file in a Hugging Face folder: give --tokenizer FILE to use it")
-        return replace(checkpoint, tokenizer=None)
+        note = f"a tokenizer of kind {spec.kind} has no file in a Hugging Face folder: --tokenizer FILE will be needed"
+        return replace(checkpoint, tokenizer=None, notes=(*checkpoint.notes, note))
     return checkpoint
 
 

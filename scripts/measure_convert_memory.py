@@ -2,8 +2,9 @@
 
     python scripts/measure_convert_memory.py --gib 1 --dtype float32 --quantize q4
 
-Writes the model into a temporary folder (a few seconds and that many bytes of disk), converts it in a process of its own
-and prints the largest resident size of that process. Exit status 1 where it is not below ``limit`` times the model's size.
+Writes the model into a temporary folder (a few seconds, and its size on disk), converts it in a process of its own
+and prints the largest resident size of that process. Exit status 1 where it is not below ``limit``
+times the model's size.
 """
 
 from __future__ import annotations

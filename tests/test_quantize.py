@@ -128,9 +128,9 @@ def test_weights_that_are_no_numbers(name: str, sequences: Any) -> None:
 def test_quantised_sources_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "q8.bin"
     path.write_bytes(v2_bytes(Shape(), random_weights(Shape()), 8))
-    with pytest.raises(UsageError, match="already quantised.*int8.*--quantize none"):
+    with pytest.raises(UsageError, match=r"already quantised.*int8.*--quantize none"):
         quantised(open_checkpoint(path), Recipe(4, 32, 8))
-    with pytest.raises(UsageError, match="already quantised.*8-bit"):
+    with pytest.raises(UsageError, match=r"already quantised.*8-bit"):
         quantised(quantised(float_model(), Recipe(4, 32, 8)), Recipe(8, 32, 8))
 
 

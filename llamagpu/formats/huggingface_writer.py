@@ -12,7 +12,7 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,7 +185,7 @@ class Shards:
         self.offset = 0
         self.room = 1 << 20
 
-    def __enter__(self) -> Shards:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import llamagpu
-from llamagpu import commands
+from llamagpu import commands, convert_command
 from llamagpu.backends.cpu.rope import rope_angles
 from llamagpu.checkpoint import llama_shapes
 from llamagpu.config import ModelConfig
@@ -280,7 +280,7 @@ def test_every_command_takes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixt
     with_text_files(quantized, tokenizer=qwen2_like())
     for folder in (small_folder(tmp_path / "bfloat16"), quantized, build("mistral", tmp_path / "mistral")):
         if folder.name == "mistral":
-            commands.convert(str(folder), str(tmp_path / "mistral.bin"), tokenizer="none")
+            convert_command.convert(str(folder), str(tmp_path / "mistral.bin"), tokenizer="none")
             logits = llamagpu.load(tmp_path / "mistral.bin", device="cpu").logits(TOKENS)
             np.testing.assert_array_equal(logits, llamagpu.load(folder, device="cpu").logits(TOKENS))
             continue
@@ -291,7 +291,7 @@ def test_every_command_takes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixt
         commands.tokenize(str(folder), "Once upon")
         assert len(capsys.readouterr().out.split()) in (2, 3)
         out = str(tmp_path / f"{folder.name}.bin")
-        commands.convert(str(folder), out)
+        convert_command.convert(str(folder), out)
         texts = []
         for model in (str(folder), out):
             commands.run(model, "Once upon", device="cpu", seed=1, max_tokens=8)

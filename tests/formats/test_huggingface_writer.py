@@ -16,6 +16,7 @@ from safetensors import safe_open
 from llamagpu.checkpoint import Checkpoint, TokenizerSpec
 from llamagpu.errors import UsageError
 from llamagpu.formats.huggingface_writer import write_folder
+from llamagpu.llm import LLM
 from llamagpu.quantization import AffineQuant, Deferred
 from llamagpu.quantize import Recipe, quantised
 from tests.float_models import MODELS, float_model, float_weights
@@ -100,7 +101,7 @@ def test_floats_in_another_order_give_the_same_logits(name: str, tmp_path: Path)
 
 
 EXPECTED: dict[str, dict[str, Any]] = {
-    "llama": {"architectures": ["LlamaForCausalLM"], "rope_scaling": None, "tie_word_embeddings": False, "head_dim": 16},
+    "llama": {"architectures": ["LlamaForCausalLM"], "rope_scaling": None, "head_dim": 16},
     "llama, head tied": {"tie_word_embeddings": True, "rms_norm_eps": 1e-5, "vocab_size": 320},
     "llama, stretched": {"rope_scaling": {"rope_type": "linear", "factor": 2.5}},
     "llama 3": {
@@ -253,3 +254,17 @@ def test_zeros_of_16_that_files_have_come_through(tmp_path: Path) -> None:
     name = "layers.0.attention.wo.weight"
     write_folder(tmp_path, replace(source, tensors={**source.tensors, name: affine(name, source, 4, 32, 16)}))
     np.testing.assert_array_equal(read_weights(tmp_path, 2)[name], 0.5 * (3 - 16))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_reads_it(name: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    source = float_model(name)
+    write_folder(tmp_path, source, (1, 2), shard_bytes=150_000)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        found = model(torch.tensor([IDS])).logits[0].numpy()
+    np.testing.assert_allclose(found, LLM(source, "cpu").logits(IDS), atol=3e-5)
