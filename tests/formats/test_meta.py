@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import llamagpu
-from llamagpu.commands import convert, info
+from llamagpu.commands import info
+from llamagpu.convert_command import convert
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats import open_checkpoint
 from llamagpu.quantization import Deferred
