@@ -277,11 +277,10 @@ def test_ended_in_the_middle_nothing_is_left(number: int, status: int, format: s
     assert os.listdir(out) == []
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_memory_is_that_of_a_part_of_the_model(dtype: str, tmp_path: Path) -> None:
-    """LLAMAGPU_TEST_LARGE=1: a model of 1 GiB in less than that; else one of 200 MiB in less than that."""
-    size = 1 << 30 if os.environ.get("LLAMAGPU_TEST_LARGE") else 200 << 20
+@pytest.mark.parametrize("method", ["q4", "none"])
+def test_memory_is_that_of_a_part_of_the_model(method: str, tmp_path: Path) -> None:
+    """LLAMAGPU_TEST_LARGE=1: a model of 1 GiB in less than that; else one of 128 MiB in less than that."""
+    size = 1 << 30 if os.environ.get("LLAMAGPU_TEST_LARGE") else 128 << 20
     source = tmp_path / "random.bin"
-    write_random(source, size, np.dtype(dtype))
-    for flags in (["--quantize", "q4"],) if dtype == "float16" else (["--quantize", "q8"], ["--quantize", "none"]):
-        assert peak_of_convert(source, tmp_path / "out", *flags, "--force") < source.stat().st_size
+    write_random(source, size, np.dtype(np.float32))
+    assert peak_of_convert(source, tmp_path / "out", "--quantize", method) < size
