@@ -39,6 +39,14 @@ class Tokenizer(ABC):
         bos = [self.bos_id] if add_bos and self.bos_id is not None else []
         return bos + (self.encode_text(text) if text else [])
 
+    def encode_more(self, text: str) -> list[int]:
+        """Ids of ``text`` as the middle of a longer one: no BOS, and no space before it that is not its own."""
+        if not text or not self.adds_leading_space:
+            return self.encode(text, add_bos=False)
+        front = self.encode("\n", add_bos=False)  # which no tokenizer merges with what follows, as far as we know
+        ids = self.encode("\n" + text, add_bos=False)
+        return ids[len(front) :] if ids[: len(front)] == front else self.encode(text, add_bos=False)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ``ids`` as one whole; bytes that are no UTF-8 become U+FFFD."""
         decoder = StreamDecoder(self)
