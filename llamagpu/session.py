@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llamagpu.backends.protocol import Array
-from llamagpu.errors import UsageError
+from llamagpu.errors import ContextFullError, UsageError
 from llamagpu.models import State, StateOptions
 from llamagpu.sampling import SamplingParams
 
@@ -61,10 +61,10 @@ class Session:
         return None if self.state.room is None else max(0, self.llm.context - self.length)
 
     def add(self, ids: Sequence[int]) -> None:
-        """Tokens to be read next. Raises UsageError, and adds nothing, where they do not fit the context."""
+        """Tokens to be read next. Raises ContextFullError, and adds nothing, where they do not fit the context."""
         self.llm.check_tokens(ids)
         if self.room is not None and len(ids) > self.room:
-            raise UsageError(
+            raise ContextFullError(
                 f"the context of {self.llm.context} tokens is full: {self.length} are in it, {len(ids)} more came"
             )
         self.tokens += ids
@@ -127,11 +127,16 @@ class Session:
         return True
 
     def replace(self, ids: Sequence[int]) -> int:
-        """Make the tokens ``ids``, and keep what they begin with, where the state can go back to it; how many."""
+        """Make the tokens ``ids``, and keep what they begin with, where the state can go back to it; how many.
+
+        Raises UsageError where it cannot, and there are tokens that are not known to be read again.
+        """
         known, new = np.asarray(self.tokens[: len(ids)]), np.asarray(ids[: len(self.tokens)])
         differs = np.flatnonzero(known != new)
         n_same = int(differs[0]) if len(differs) else len(known)
-        if self.n_unknown or not self.cut(n_same):
+        if not self.cut(n_same):
+            if self.n_unknown:
+                raise UsageError("this memory cannot go back, and what it was made of is not known: /reset begins anew")
             self.clear()
             n_same = 0
         self.add(ids[n_same:])
