@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import fire
 
 from llamagpu.bench_command import bench
+from llamagpu.chat_command import chat
 from llamagpu.cli_arguments import Command, help_text, normalize, with_converters
 from llamagpu.commands import doctor, info, run, tokenize
 from llamagpu.convert_command import convert
@@ -18,7 +19,7 @@ from llamagpu.quality_commands import compare, perplexity
 
 COMMANDS: dict[str, Command] = {
     command.__name__: with_converters(command)
-    for command in (run, info, convert, perplexity, compare, tokenize, bench, doctor)
+    for command in (run, chat, info, convert, perplexity, compare, tokenize, bench, doctor)
 }
 
 

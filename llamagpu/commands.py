@@ -15,9 +15,10 @@ from llamagpu.backends.cuda.kernels import kernel_folder
 from llamagpu.devices import choose_device, cpu_description, peak_memory_bytes, why_no_gpu
 from llamagpu.errors import LlamaGPUError, UsageError, printable
 from llamagpu.formats import is_model, open_checkpoint
-from llamagpu.generation import MAX_TOKENS, Generation
+from llamagpu.generation import MAX_TOKENS, Answer
 from llamagpu.gpu_driver import count_gpus
 from llamagpu.llm import DEMO, LLM, find_tokenizer, load, model_path
+from llamagpu.memory import Memory
 from llamagpu.model_info import rows_of
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, write_text
@@ -45,6 +46,8 @@ def run(
     kv_bits: int = 16,
     echo: bool = False,
     faithful: bool = False,
+    memory: str | None = None,
+    memory_format: str = "llamagpu",
 ) -> None:
     """Continue a text. stdout is the generated text and nothing else.
 
@@ -66,10 +69,14 @@ def run(
         kv_bits: 8 keeps keys and values in half the memory, with a little loss; 16 as they are.
         echo: Print the prompt on stdout too. (A terminal shows it in any case.)
         faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
+        memory: Go on from this file where it exists, and save in it at the end.
+        memory_format: llamagpu, or llama2rnn for that program's files.
     """
     sampling = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
-    text = read_prompt(model, prompt, prompt_file)
+    kept = Memory(memory, memory_format) if memory is not None else None
+    goes_on = kept is not None and kept.exists()
+    text = "" if goes_on and prompt is None and prompt_file is None else read_prompt(model, prompt, prompt_file)
     bars: dict[str, ProgressBar] = {}
 
     def on_work(title: str, n: int, total: int) -> None:
@@ -89,7 +96,15 @@ def run(
         progress.advance(n)
         interrupt.check()
 
-    generation = llm.generate(text, max_tokens, stop=stop or [], on_prompt_tokens=on_prompt_tokens, **asdict(sampling))
+    generation: Answer
+    if kept is None:
+        options = asdict(sampling)
+        generation = llm.generate(text, max_tokens, stop=stop or [], on_prompt_tokens=on_prompt_tokens, **options)
+    else:
+        session = kept.go_on(llm, text)
+        sampling = replace(sampling, seed=session.seed if seed is None else seed)
+        at_start = not goes_on and not text
+        generation = Answer(session, max_tokens, sampling, stop or [], on_prompt_tokens, at_start)
     progress.total = len(generation.prompt_tokens)
     for note in llm.checkpoint.notes:
         say(printable(note))
@@ -111,8 +126,13 @@ def run(
         except KeyboardInterrupt:
             close_bars()
             write_text(generation.held_text())
+            generation.close()
+            if kept is not None:
+                kept.save(generation.session)
             say_end(generation, "interrupted")
             raise
+        if kept is not None:
+            kept.save(generation.session)
     say_end(generation, {"context": f"the context of {llm.context} tokens is full"}.get(generation.stop_reason, ""))
 
 
@@ -137,7 +157,7 @@ def read_prompt(model: str, prompt: str | None, prompt_file: str | None) -> str:
         raise UsageError(f"--prompt_file {prompt_file}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def say_end(generation: Generation, notice: str) -> None:
+def say_end(generation: Answer, notice: str) -> None:
     """After the text: why it ended, if that is worth a word, and the speeds."""
     if sys.stdout.isatty():
         write_text("\n")

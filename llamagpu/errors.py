@@ -16,6 +16,10 @@ class UsageError(LlamaGPUError):
     """A command or a call that cannot be carried out as given."""
 
 
+class ContextFullError(UsageError):
+    """More tokens than the context has room for."""
+
+
 class DeviceError(LlamaGPUError):
     """The device that was asked for cannot be used. Never answered by silently using another one."""
 

@@ -1,14 +1,15 @@
-"""One generation: the prompt in chunks, then token after token, as text that streams."""
+"""An answer: the prompt in chunks, then token after token, as text that streams."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Literal, cast
 
 from llamagpu.errors import UsageError
-from llamagpu.models import StateOptions
 from llamagpu.sampling import SamplingParams, check_whole
+from llamagpu.session import Session, positions
 from llamagpu.tokenizers import StreamDecoder
 
 if TYPE_CHECKING:
@@ -16,19 +17,134 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 1 << 62
 PROMPT_CHUNK = 512  # tokens of the prompt that go through the model as one matrix
-SMALLEST_CACHE = 512  # positions
+
+__all__ = ["MAX_TOKENS", "PROMPT_CHUNK", "Answer", "Generation", "StopStrings", "positions"]
 
 StopReason = Literal["eos", "stop", "max_tokens", "context", "unfinished"]
 
 
-class Generation:
-    """Iterate over it for the text, piece by piece. What happened is in its fields, at any time.
+class Answer:
+    """What a model says after the tokens of a session. Iterate over it for the text, piece by piece.
 
-    prompt_tokens, tokens: ids read and ids made (an end-of-text token is not among them). stop_reason: "eos" (the
-    model ended its text), "stop" (a stop string came; it is not part of the text), "max_tokens", "context" (the
-    context is full), "unfinished". Times in seconds, the reader's own not counted: prompt_seconds for the prompt,
-    first_token_seconds to the first new token, decode_seconds for the decode_steps after it (one token each).
+    What happened is in its fields, at any time. prompt_tokens, tokens: ids read and ids made (an end-of-text token is
+    not among them: end_token is it). stop_reason: "eos" (the model ended its text), "stop" (a stop string came; it is
+    not part of the text), "max_tokens", "context" (the context is full), "unfinished". Times in seconds, the reader's
+    own not counted: prompt_seconds for the prompt, first_token_seconds to the first new token, decode_seconds for the
+    decode_steps after it (one token each).
+
+    Tokens join the session as they are made. What a stop string took away leaves it again, where the state can go
+    back; where it cannot, they stay: the session is always what the state has seen.
     """
+
+    def __init__(
+        self,
+        session: Session,
+        max_tokens: int,
+        params: SamplingParams,
+        stop: Sequence[str] = (),
+        on_prompt_tokens: Callable[[int], None] = lambda n: None,
+        at_start: bool = False,
+        end_ids: Collection[int] = (),
+    ) -> None:
+        """at_start: whether the answer opens the text. end_ids: tokens that end it, beside the model's own."""
+        check_answer(max_tokens, stop)
+        llm = session.llm
+        self.session, self.max_tokens, self.stop = session, max_tokens, tuple(stop)
+        self.params = params.with_seed()
+        self.on_prompt_tokens, self.at_start = on_prompt_tokens, at_start
+        # llama2.c's models open the next story with BOS
+        own = {llm.tokenizer.bos_id, llm.tokenizer.eos_id, *llm.tokenizer.stop_ids, *llm.checkpoint.stop_tokens}
+        self.end_ids = {*own, *end_ids}
+        self.prompt_tokens = session.pending
+        self.tokens: list[int] = []
+        self.end_token: int | None = None
+        self.stop_reason: StopReason = "unfinished"
+        self.prompt_seconds = self.first_token_seconds = self.decode_seconds = 0.0
+        self.decode_steps = 0
+        self._stops = StopStrings(self.stop)
+        self._pieces = self._run()
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def close(self) -> None:
+        """End it where it is. The session has the tokens that were made so far."""
+        self._pieces.close()
+
+    def _run(self) -> Generator[str]:
+        tokenizer, stops = self.session.llm.tokenizer, self._stops
+        decoder = StreamDecoder(tokenizer, self.at_start)
+        texts: list[str] = []  # of each token
+        with closing(self._tokens()) as tokens:
+            for token in tokens:
+                texts.append(decoder.feed(token))
+                piece = stops.feed(texts[-1])
+                if piece:
+                    yield piece
+                if stops.found:
+                    break
+            else:
+                piece = stops.feed(decoder.finish())
+                if not stops.found:
+                    piece += stops.finish()
+                if piece:
+                    yield piece
+        if stops.found:
+            self.stop_reason = "stop"
+            self._take_back(texts)
+
+    def _take_back(self, texts: Sequence[str]) -> None:
+        """Take the stop string, and what came after it, out of the session."""
+        text = "".join(texts)
+        end = min(place for stop in self.stop if (place := text.find(stop)) >= 0)
+        n_whole = n_characters = 0
+        while n_whole < len(texts) and n_characters + len(texts[n_whole]) <= end:
+            n_characters += len(texts[n_whole])
+            n_whole += 1
+        session = self.session
+        if session.cut(len(session.tokens) - len(texts) + n_whole) and n_characters < end:
+            session.add(session.llm.tokenizer.encode_more(text[n_characters:end]))  # of a token that is part stop
+
+    def held_text(self) -> str:
+        """After an interruption: text already made but held back, since it might have begun a stop string."""
+        return self._stops.finish()
+
+    def _tokens(self) -> Generator[int]:
+        """New token ids, until the model ends its text, max_tokens are made, or the context is full."""
+        session, llm = self.session, self.session.llm
+        start = time.perf_counter()
+        session.seed = self.params.seed
+        sampler = session.sampler(self.params)
+        logits = session.logits(PROMPT_CHUNK, self.on_prompt_tokens, self.max_tokens)
+        self.prompt_seconds = time.perf_counter() - start
+        n_tokens = self.max_tokens
+        room = session.state.room
+        if room is not None:
+            n_tokens = min(n_tokens, room + 1)  # the last token of a full context is made but not run
+        decoded = llm.model.decode(session.state, sampler, logits, n_tokens)
+        with closing(cast("Generator[int]", decoded)):
+            token = next(decoded)
+            self.first_token_seconds = time.perf_counter() - start
+            session.n_drawn += 1
+            while token not in self.end_ids:
+                self.tokens.append(token)
+                session.tokens.append(token)
+                if len(self.tokens) == n_tokens:
+                    self.stop_reason = "max_tokens" if n_tokens == self.max_tokens else "context"
+                yield token
+                if self.stop_reason != "unfinished":
+                    return
+                start = time.perf_counter()
+                token = next(decoded)
+                self.decode_seconds += time.perf_counter() - start
+                self.decode_steps += 1
+                session.n_drawn += 1
+            self.end_token = token
+            self.stop_reason = "eos"
+
+
+class Generation(Answer):
+    """A session used once: the answer to a prompt."""
 
     def __init__(
         self,
@@ -39,100 +155,26 @@ class Generation:
         stop: Sequence[str],
         on_prompt_tokens: Callable[[int], None],
     ) -> None:
-        check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
-        if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
-            raise UsageError("stop must be a list of texts, none of them empty")
-        self.llm, self.max_tokens, self.stop = llm, max_tokens, tuple(stop)
-        self.params = params.with_seed()
-        self.on_prompt_tokens = on_prompt_tokens
-        self.prompt = prompt
-        self.prompt_tokens = llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos)
-        if not self.prompt_tokens:
+        check_answer(max_tokens, stop)
+        self.llm, self.prompt = llm, prompt
+        tokens = llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos)
+        if not tokens:
             raise UsageError("the prompt is empty and this model has no start token: give a prompt")
         if llm.quirks.repeats_last_prompt_token:
-            self.prompt_tokens.append(self.prompt_tokens[-1])
-        n_prompt = len(self.prompt_tokens)
+            tokens.append(tokens[-1])
+        n_prompt = len(tokens)
         if n_prompt > llm.context:
             raise UsageError(f"the prompt is {n_prompt} tokens, the context {llm.context}: shorten the prompt")
-        llm.check_tokens(self.prompt_tokens)
-        self.tokens: list[int] = []
-        self.stop_reason: StopReason = "unfinished"
-        self.prompt_seconds = self.first_token_seconds = self.decode_seconds = 0.0
-        self.decode_steps = 0
-        self._stops = StopStrings(self.stop)
-        self._pieces = self._run()
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def _run(self) -> Iterator[str]:
-        decoder = StreamDecoder(self.llm.tokenizer, at_start=not self.prompt)
-        stops = self._stops
-        for token in self._tokens():
-            piece = stops.feed(decoder.feed(token))
-            if piece:
-                yield piece
-            if stops.found:
-                self.stop_reason = "stop"
-                return
-        piece = stops.feed(decoder.finish())
-        if stops.found:
-            self.stop_reason = "stop"
-        else:
-            piece += stops.finish()
-        if piece:
-            yield piece
-
-    def held_text(self) -> str:
-        """After an interruption: text already made but held back, since it might have begun a stop string."""
-        return self._stops.finish()
-
-    def _tokens(self) -> Iterator[int]:
-        """New token ids, until the model ends its text, max_tokens are made, or the context is full."""
-        llm, prompt = self.llm, self.prompt_tokens
-        # llama2.c's models open the next story with BOS
-        end_ids = {llm.tokenizer.bos_id, llm.tokenizer.eos_id, *llm.tokenizer.stop_ids, *llm.checkpoint.stop_tokens}
-        start = time.perf_counter()
-        n_positions = positions(len(prompt) + self.max_tokens, llm.context)
-        state = llm.model.new_state(StateOptions(n_positions, llm.kv_bits))
-        sampler = llm.backend.sampler(self.params, llm.config.vocab_size)
-        sampler.see(prompt)
-        for at in range(0, len(prompt), PROMPT_CHUNK):
-            chunk = prompt[at : at + PROMPT_CHUNK]
-            logits = llm.model.forward(chunk, state, n_logits=int(at + len(chunk) == len(prompt)))
-            llm.backend.wait()
-            self.on_prompt_tokens(len(chunk))
-        self.prompt_seconds = time.perf_counter() - start
-        n_tokens = self.max_tokens
-        if state.room is not None:
-            n_tokens = min(n_tokens, state.room + 1)  # the last token of a full context is made but not run
-        tokens = llm.model.decode(state, sampler, logits, n_tokens)
-        token = next(tokens)
-        self.first_token_seconds = time.perf_counter() - start
-        while token not in end_ids:
-            self.tokens.append(token)
-            if len(self.tokens) == n_tokens:
-                self.stop_reason = "max_tokens" if n_tokens == self.max_tokens else "context"
-            yield token
-            if self.stop_reason != "unfinished":
-                return
-            start = time.perf_counter()
-            token = next(tokens)
-            self.decode_seconds += time.perf_counter() - start
-            self.decode_steps += 1
-        self.stop_reason = "eos"
+        session = Session(llm)
+        session.add(tokens)
+        super().__init__(session, max_tokens, params, stop, on_prompt_tokens, at_start=not prompt)
 
 
-def positions(needed: int, context: int) -> int:
-    """Positions to take memory for: 512, 2048, 8192, ..., at most the context.
-
-    A model that was trained for 131,072 positions should not fill a GPU with the keys of a short text; and a little
-    more text should not run with other shapes of kernels.
-    """
-    n_positions = SMALLEST_CACHE
-    while n_positions < min(needed, context):
-        n_positions *= 4
-    return min(n_positions, context)
+def check_answer(max_tokens: int, stop: Sequence[str]) -> None:
+    """Raises UsageError for values out of range."""
+    check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
+    if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+        raise UsageError("stop must be a list of texts, none of them empty")
 
 
 class StopStrings:

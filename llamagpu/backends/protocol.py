@@ -34,6 +34,9 @@ class Sampler(Protocol):
     def see(self, tokens: Sequence[int]) -> None:
         """Count tokens of the prompt, for the repetition penalty."""
 
+    def skip(self, n_drawn: int) -> None:
+        """Go on as after so many draws. Before the first."""
+
 
 class Backend(Protocol):
     """One device."""
@@ -110,6 +113,7 @@ class Backend(Protocol):
         """Sample a token from the last row of ``logits``, run it, sample the next: n_tokens in all.
 
         As each is given, ``cache.length`` counts the tokens before it. The last one is not run. Tokens may be computed
-        ahead of those taken; leaving early drops them. Raises LlamaGPUError for logits that are not numbers.
+        ahead of those taken, where ``cache.rewindable`` (see ``State``); leaving early drops them. Raises LlamaGPUError
+        for logits that are not numbers.
         """
         ...

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 from llamagpu.errors import UsageError
 
@@ -20,6 +22,11 @@ class Tokenizer(ABC):
     # SentencePiece puts a space before the text it encodes; decoding takes it off again.
     adds_leading_space: bool
     stop_ids: tuple[int, ...] = ()  # others than bos_id and eos_id that end a text
+
+    @property
+    def controls(self) -> Mapping[str, int]:
+        """Control tokens by the text that chat templates write for them. In any other text it is text."""
+        return {}
 
     @abstractmethod
     def encode_text(self, text: str) -> list[int]:
@@ -40,6 +47,37 @@ class Tokenizer(ABC):
             raise UsageError(f"the text is not valid Unicode at character {error.start}") from None
         bos = [self.bos_id] if add_bos and self.bos_id is not None else []
         return bos + (self.encode_text(text) if text else [])
+
+    def encode_more(self, text: str) -> list[int]:
+        """Ids of ``text`` as the middle of a longer one: no BOS, and no space before it that is not its own."""
+        if not text or not self.adds_leading_space:
+            return self.encode(text, add_bos=False)
+        front = self.encode("\n", add_bos=False)  # which no tokenizer merges with what follows, as far as we know
+        ids = self.encode("\n" + text, add_bos=False)
+        return ids[len(front) :] if ids[: len(front)] == front else self.encode(text, add_bos=False)
+
+    def encode_rendered(self, text: str, guard: str, at_start: bool) -> list[int]:
+        """Ids of what a chat template has rendered: texts of control tokens become those.
+
+        guard: stands, in what users wrote, within all that looks like a control token, which so remains text. at_start:
+        whether it opens the sequence.
+        """
+        parts = text.split(guard)
+        return [token for i, part in enumerate(parts) for token in self._with_controls(part, at_start and i == 0)]
+
+    def _with_controls(self, text: str, at_start: bool) -> list[int]:
+        ids: list[int] = []
+        for i, part in enumerate(self._control_pattern.split(text)):
+            if i % 2:
+                ids.append(self.controls[part])
+            elif part:  # after a control token a text begins anew, as in Meta's own code
+                ids += self.encode(part, add_bos=False) if at_start or i else self.encode_more(part)
+        return ids
+
+    @cached_property
+    def _control_pattern(self) -> re.Pattern[str]:
+        texts = sorted(self.controls, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, texts)) + ")" if texts else "((?!))")
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ``ids`` as one whole; bytes that are no UTF-8 become U+FFFD."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ class HuggingFaceTokenizer(Tokenizer):
                 token: b"" if about.special else about.content.encode()
                 for token, about in self.library.get_added_tokens_decoder().items()
             }
+            self._controls = {
+                about.content: token
+                for token, about in self.library.get_added_tokens_decoder().items()
+                if about.special
+            }
             ids = self.library.get_vocab(with_added_tokens=True).values()
             self.vocab_size = max(ids, default=-1) + 1
             while self.vocab_size - 1 - self.n_added_at_end in self.added:
@@ -68,6 +73,20 @@ class HuggingFaceTokenizer(Tokenizer):
         with self.library_errors("cannot encode this text"):
             ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
         return ids
+
+    @property
+    def controls(self) -> Mapping[str, int]:
+        return self._controls
+
+    def _with_controls(self, text: str, at_start: bool) -> list[int]:
+        """The library's own way: it knows of spaces that a control token takes with it."""
+        front = "\n" if not at_start and self.adds_leading_space else ""  # see encode_more
+        self.library.encode_special_tokens = False
+        try:
+            n_front = len(self.encode_text(front)) if front else 0
+            return self.encode_text(front + text)[n_front:]
+        finally:
+            self.library.encode_special_tokens = True
 
     def token_bytes(self, token: int) -> bytes:
         known = self.added.get(token)

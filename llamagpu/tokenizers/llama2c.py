@@ -13,6 +13,7 @@ import heapq
 import math
 import struct
 from array import array
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Llama2cTokenizer(Tokenizer):
     """A tokenizer.bin in either dialect. Raises ModelFormatError if ``data`` is anything else."""
 
     bos_id, eos_id, adds_leading_space = BOS, EOS, True
+    controls: Mapping[str, int] = {"<s>": BOS, "</s>": EOS}
 
     def __init__(self, data: bytes, path: Path) -> None:
         self.data = data

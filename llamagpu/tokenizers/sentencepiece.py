@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import sentencepiece
@@ -28,6 +30,11 @@ class SentencePieceTokenizer(Tokenizer):
         self.bos_id = bos if bos >= 0 else None
         self.eos_id = eos if eos >= 0 else None
         self.adds_leading_space = "".join(self.processor.encode("a", out_type=str)).startswith("\u2581")
+
+    @cached_property
+    def controls(self) -> Mapping[str, int]:
+        processor = self.processor
+        return {processor.id_to_piece(i): i for i in range(self.vocab_size) if processor.is_control(i)}
 
     def encode_text(self, text: str) -> list[int]:
         ids: list[int] = self.processor.encode(text)

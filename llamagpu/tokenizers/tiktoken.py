@@ -7,7 +7,7 @@ lowest rank is merged first. The control tokens are not in the file: they follow
 from __future__ import annotations
 
 import binascii
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -33,6 +33,10 @@ LLAMA3_PATTERN = "|".join(
 )
 N_LLAMA3_CONTROLS = 256
 LLAMA3_CONTROLS = {"<|begin_of_text|>": 0, "<|end_of_text|>": 1, "<|eom_id|>": 8, "<|eot_id|>": 9}  # after the ranks
+# Of those that chat templates write, the others; the first and the last since Llama 3.1.
+LLAMA3_TEMPLATE_CONTROLS = {
+    "<|finetune_right_pad_id|>": 4, "<|start_header_id|>": 6, "<|end_header_id|>": 7, "<|python_tag|>": 10
+}  # fmt: skip
 # Meta's code cuts a text into these before it encodes: the library's regular expressions overflow on longer ones.
 MAX_CHUNK, MAX_RUN = 400_000, 25_000
 
@@ -58,6 +62,11 @@ class TiktokenTokenizer(Tokenizer):
         self.encoding = tiktoken.Encoding(path.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         self.bos_id, self.eos_id, *others = (n_ranks + place for place in LLAMA3_CONTROLS.values())
         self.stop_ids = tuple(others)
+
+    @property
+    def controls(self) -> Mapping[str, int]:
+        places = {**LLAMA3_CONTROLS, **LLAMA3_TEMPLATE_CONTROLS}
+        return {text: len(self.tokens) + place for text, place in places.items()}
 
     def encode_text(self, text: str) -> list[int]:
         return [token for part in cut(text) for token in self.encoding.encode_ordinary(part)]

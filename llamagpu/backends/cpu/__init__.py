@@ -41,6 +41,7 @@ class CPUCache:
     values: NDArray[Any]
     scales: Floats | None = None
     length: int = 0
+    rewindable = True
 
     @property
     def capacity(self) -> int:
@@ -96,6 +97,9 @@ class CPUSampler:
 
     def see(self, tokens: Sequence[int]) -> None:
         np.add.at(self.counts, np.asarray(tokens, np.int64), 1)
+
+    def skip(self, n_drawn: int) -> None:
+        self.n_drawn = n_drawn
 
     def sample(self, logits: Floats) -> int:
         token = sample(logits, self.counts, self.params, self.n_drawn)

@@ -260,8 +260,12 @@ class CUDABackend:
     def decode(
         self, forward: Forward, cache: CUDACache, sampler: CUDASampler, logits: DeviceArray, n_tokens: int
     ) -> Iterator[int]:
-        """The host stays STEPS_AHEAD steps ahead of the tokens that it reads; what it does not read is dropped."""
+        """The host stays STEPS_AHEAD steps ahead of the tokens that it reads; what it does not read is dropped.
+
+        With a state that cannot go back, no step ahead: the queue is then empty whenever a token is given.
+        """
         device, token = self.device, cache.tokens[:1]
+        ahead = STEPS_AHEAD if cache.rewindable else 0
         # the sampler moves the position on, and the prompt is at its end already
         device.copy(cache.position, np.asarray([cache.length - 1], np.int32))
         sampler.launch(logits[-1], token, cache.position)
@@ -275,7 +279,7 @@ class CUDABackend:
         n_launched = 1
         try:
             for n_read in range(n_tokens):
-                while n_launched < n_tokens and n_launched - n_read <= STEPS_AHEAD:
+                while n_launched < n_tokens and n_launched - n_read <= ahead:
                     bucket = cache.limit = bucket_of(length + n_launched, cache.capacity)
                     if bucket not in graphs:
                         step()  # once as it is: compiles what is new, makes the scratch arrays

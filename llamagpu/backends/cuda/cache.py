@@ -39,6 +39,8 @@ class CUDACache:
     sin of RoPE.
     """
 
+    rewindable = True
+
     def __init__(self, device: Device, config: ModelConfig, capacity: int, dtype: DTypeLike) -> None:
         shape = (config.n_layers, config.n_kv_heads, capacity, padded(config.head_dim))
         self.capacity, self.length, self.limit = capacity, 0, capacity

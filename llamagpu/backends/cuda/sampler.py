@@ -62,6 +62,11 @@ class CUDASampler:
         np.add.at(self.host_counts, np.asarray(tokens, np.int64), 1)
         self.device.copy(self.counts, self.host_counts)
 
+    def skip(self, n_drawn: int) -> None:
+        state = np.zeros(1, STATE)
+        state["n_drawn"] = n_drawn
+        self.device.copy(self.state, state.view(np.uint8))
+
     def launch(self, logits: DeviceArray, token: DeviceArray, position: DeviceArray) -> None:
         """Sample from logits [vocab_size] into ``token`` and the ring; ``position`` moves on (both int32 [1])."""
         scan = self.device.kernel("sample", "sample_scan")

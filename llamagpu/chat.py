@@ -1,0 +1,206 @@
+"""A conversation: messages, the template that makes a text of them, and the session that has read that text.
+
+Each turn the whole conversation is rendered anew. Where the new text begins with what the session has read and said,
+only what is new is read; the tokens that the model made stay those that it made. Where a template rewrites what was
+said, the session goes back to the last token that still fits, or begins again where it cannot.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+from llamagpu.chat_templates import Message, Template, end_ids, guarded
+from llamagpu.errors import ModelFormatError
+from llamagpu.formats.session_file import REMEDY
+from llamagpu.generation import PROMPT_CHUNK, Answer
+from llamagpu.sampling import SamplingParams
+from llamagpu.session import Session
+from llamagpu.tokenizers import StreamDecoder
+
+ROLES = ("system", "user", "assistant")
+
+
+class Chat:
+    """messages: what was said, oldest first. answer: the last one, with what happened and how long it took.
+
+    n_front: tokens of the session that stand before the conversation: a document, or a text from elsewhere.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        template: Template,
+        system: str | None = None,
+        params: SamplingParams | None = None,
+        max_tokens: int = 1024,
+        stop: Sequence[str] = (),
+    ) -> None:
+        self.session, self.template, self.system = session, template, system
+        self.params, self.max_tokens = params or SamplingParams(), max_tokens
+        self.stop = (*template.stops, *stop)
+        self.end_ids = end_ids(template, session.llm.tokenizer)
+        self.answer: Answer | None = None
+        self.guard = f"\ufdd0{secrets.token_hex(4)}\ufdd1"  # not to be guessed by what is to be guarded
+        self.begin()
+
+    def begin(self) -> None:
+        """A new conversation, after all that the session holds."""
+        self.answer = None
+        self.messages: list[Message] = []
+        if self.system is not None:
+            self.messages.append({"role": "system", "content": self.system})
+        self.n_front = len(self.session.tokens)
+        # what was last rendered, what was said after it, and by which control token that ended
+        self._rendered = self._said = self._ended = ""
+
+    def reset(self) -> None:
+        """Forget everything, documents too."""
+        self.session.clear()
+        self.begin()
+
+    def read_document(self, text: str, on_tokens: Callable[[int], None]) -> int:
+        """Let the model read a text, before a new conversation; its tokens. Raises UsageError where it does not fit."""
+        session, tokenizer = self.session, self.session.llm.tokenizer
+        ids = tokenizer.encode_more(text) if session.length else tokenizer.encode(text)
+        session.add(ids)
+        self.begin()
+        session.read(PROMPT_CHUNK, on_tokens)
+        return len(ids)
+
+    def ask(
+        self, text: str, on_prompt_tokens: Callable[[int], None] = lambda n: None, notice: Callable[[str], None] = print
+    ) -> Generator[str]:
+        """Say ``text``; the answer, piece by piece. Leaving early stops it, and what was said of it stays said.
+
+        notice: told in one line what a user should know. Raises UsageError, and nothing is changed, where the
+        conversation does not fit the context or the template refuses it.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        self._read(messages, notice)
+        self.messages = messages
+        self.answer = Answer(
+            self.session, self.max_tokens, self.params, self.stop, on_prompt_tokens, end_ids=self.end_ids
+        )
+        return self._stream(self.answer, len(self.session.tokens))
+
+    def _stream(self, answer: Answer, start: int) -> Generator[str]:
+        begun = False
+        try:
+            for piece in answer:
+                shown = piece if begun else piece.lstrip()
+                begun = begun or bool(shown)
+                if shown:
+                    yield shown
+        finally:
+            answer.close()
+            self._end(answer, start)
+
+    def _end(self, answer: Answer, start: int) -> None:
+        """The answer is a message, and the session's tokens are what it has read and said."""
+        session, tokenizer = self.session, self.session.llm.tokenizer
+        decoder = StreamDecoder(tokenizer, at_start=False)
+        self._said = "".join(map(decoder.feed, session.tokens[start:])) + decoder.finish()
+        content = self._said
+        for stop in self.stop:  # where the state could not go back
+            content = content.split(stop)[0]
+        self.messages = [*self.messages, {"role": "assistant", "content": content.strip()}]
+        self._said, self._ended = guarded(self._said, tokenizer, self.guard), ""
+        texts = {token: text for text, token in tokenizer.controls.items()}
+        if answer.end_token in texts and answer.end_token != tokenizer.bos_id and session.room != 0:
+            session.add([answer.end_token])
+            self._ended = texts[answer.end_token]
+
+    def _read(self, messages: Sequence[Message], notice: Callable[[str], None]) -> None:
+        """Give the session the tokens that it does not have yet."""
+        session, tokenizer = self.session, self.session.llm.tokenizer
+        safe = [{**message, "content": guarded(message["content"], tokenizer, self.guard)} for message in messages]
+        rendered = self.template.render(safe)
+        if self._rendered:
+            more = rest_of(rendered, self._rendered, self._said, self._ended)
+            if more is not None:
+                session.add(tokenizer.encode_rendered(more, self.guard, at_start=False))
+                self._rendered, self._said, self._ended = rendered, "", ""
+                return
+        ids = tokenizer.encode_rendered(rendered, self.guard, at_start=self.n_front + session.n_unknown == 0)
+        if self.n_front + session.n_unknown and ids[:1] == [tokenizer.bos_id]:
+            ids = ids[1:]  # the text has begun already
+        if not self._rendered:
+            session.add(ids)
+        else:
+            n_before = session.length
+            n_kept = self._replace(ids)
+            notice(
+                f"the template rewrites what was said: {n_kept} of {n_before} tokens are kept, the others read again"
+            )
+        self._rendered, self._said, self._ended = rendered, "", ""
+
+    def _replace(self, ids: Sequence[int]) -> int:
+        """Put another conversation after what stands before it; how many tokens of the session were kept."""
+        session = self.session
+        tokens, n_unknown = session.tokens, session.n_unknown
+        ids = [*tokens[: self.n_front], *ids]
+        if session.room is not None and n_unknown + len(ids) > session.llm.context:
+            session.add(ids)  # which refuses it
+        return session.replace(ids)
+
+    def to_json(self) -> str:
+        """All that a session file should keep beside the session."""
+        return json.dumps(
+            {
+                "template": self.template.name, "system": self.system, "messages": self.messages, "guard": self.guard,
+                "n_front": self.n_front, "rendered": self._rendered, "said": self._said, "ended": self._ended,
+            },
+            ensure_ascii=False,
+        )  # fmt: skip
+
+    def restore(self, text: str, path: Path) -> None:
+        """Take up the conversation that ``to_json`` wrote. Raises ModelFormatError."""
+        try:
+            saved = json.loads(text)
+            messages = [{"role": message["role"], "content": message["content"]} for message in saved["messages"]]
+            if not all(m["role"] in ROLES and isinstance(m["content"], str) for m in messages):
+                raise ValueError
+            texts = [saved[name] for name in ("guard", "rendered", "said", "ended")]
+            if not all(isinstance(text, str) for text in texts) or not texts[0]:
+                raise ValueError
+            if not isinstance(saved["system"], str | None) or type(saved["n_front"]) is not int:
+                raise ValueError
+            if not 0 <= saved["n_front"] <= len(self.session.tokens):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ModelFormatError(path, "chat", "is no conversation that can be read", REMEDY) from None
+        self.messages, self.n_front = list(messages), saved["n_front"]
+        self.guard, self._rendered, self._said, self._ended = texts
+        if self.system is None:
+            self.system = saved["system"]
+        elif self.system != saved["system"]:
+            begin = [{"role": "system", "content": self.system}]
+            self.messages = begin + [message for message in self.messages if message["role"] != "system"]
+
+
+def template_of(text: str) -> str | None:
+    """The name of the template of a saved conversation, where it can be told."""
+    try:
+        name = json.loads(text).get("template") if text else None
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return name if isinstance(name, str) else None
+
+
+def rest_of(rendered: str, before: str, said: str, ended: str) -> str | None:
+    """What of ``rendered`` comes after ``before``, what was said and the token that ended it; None where that is not
+    what it has there.
+
+    Models begin and end an answer with a space or none as they like, and so do templates: that is no difference.
+    """
+    rest = rendered.removeprefix(before)
+    words = said.strip()
+    if not rendered.startswith(before) or not rest.lstrip().startswith(words):
+        return None
+    rest = rest.lstrip().removeprefix(words) if words else rest
+    if not ended:
+        return rest.removeprefix(said[len(said.rstrip()) :])
+    return rest.lstrip().removeprefix(ended) if rest.lstrip().startswith(ended) else rest

@@ -1,0 +1,292 @@
+"""``llamagpu chat``: a conversation at the terminal, or line by line through a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from llamagpu.chat import Chat, template_of
+from llamagpu.chat_templates import choose_template
+from llamagpu.commands import read_prompt
+from llamagpu.devices import peak_memory_bytes
+from llamagpu.errors import ContextFullError, LlamaGPUError, UsageError, printable
+from llamagpu.generation import MAX_TOKENS, Answer
+from llamagpu.llm import DEMO, LLM, load
+from llamagpu.memory import Memory
+from llamagpu.sampling import SamplingParams, check_whole
+from llamagpu.session import Session
+from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, human_bytes, say, write_text
+
+HELP = """/save FILE   keep the conversation in a file       /load FILE   go on with one
+/reset       forget the conversation                /stats       tokens, room, speed
+/help        this list                              /quit        end (or Ctrl-D)
+A line that begins with // is said with one /. Ctrl-C stops an answer."""
+
+
+def chat(
+    model: str = DEMO,
+    *,
+    device: str = "auto",
+    system: str | None = None,
+    template: str = "auto",
+    document: str | None = None,
+    memory: str | None = None,
+    memory_format: str = "llamagpu",
+    tell_time: bool = False,
+    max_tokens: int = 1024,
+    temperature: float = 0.8,
+    top_k: int = 40,
+    top_p: float = 0.95,
+    min_p: float = 0.05,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    stop: list[str] | None = None,
+    tokenizer: str | None = None,
+    context: int | None = None,
+    kv_bits: int = 16,
+) -> None:
+    """Talk with a model. /help lists what else can be said. Through a pipe, each line is a turn.
+
+    Args:
+        model: A model file or folder, or demo, the built-in model.
+        device: auto, cuda, cuda:N or cpu. auto says which it takes, and why.
+        system: What the model is told before the conversation.
+        template: auto, model (its own), llama2 or plain: how the conversation is written for the model.
+        document: Let the model read this file first.
+        memory: Go on from this file where it exists, and save in it after every turn and at the end.
+        memory_format: llamagpu, or llama2rnn for that program's files.
+        tell_time: Put the time of each turn into what the model reads.
+        max_tokens: Stop an answer after this many tokens.
+        temperature: 0 always takes the most likely token; higher is more varied.
+        top_k: Choose among the k most likely tokens. 0: among all.
+        top_p: Choose among the most likely tokens that together have this probability. 1: among all.
+        min_p: Leave out tokens less likely than this fraction of the most likely one.
+        repetition_penalty: Above 1 discourages tokens that are in the context already.
+        seed: The same seed gives the same answers. By default a new one is drawn, and shown.
+        stop: End an answer before this text. May be given several times.
+        tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
+        context: Number of positions to keep. By default what the model was trained for.
+        kv_bits: 8 keeps keys and values in half the memory, with a little loss; 16 as they are.
+    """
+    sampling = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
+    check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
+    memory_file = Memory(memory, memory_format) if memory is not None else None
+    text = read_prompt(model, None, document) if document is not None else None
+    bars: dict[str, ProgressBar] = {}
+
+    def on_work(title: str, n: int, total: int) -> None:
+        bars.setdefault(title, ProgressBar(title, "B" if total else "kernel", total)).advance(n)
+
+    llm = load(model, device, tokenizer, context, on_work, kv_bits=kv_bits)
+    if memory_file is not None:
+        memory_file.check(llm)
+    room = Room(llm, template, system, sampling, max_tokens, stop or [], tell_time, memory_file)
+    for bar in bars.values():
+        bar.close()
+    for note in llm.checkpoint.notes:
+        say(printable(note))
+    say(": ".join(filter(None, (f"running on {llm.device.description}", llm.device.why_not_gpu))))
+    room.open()
+    if text is not None:
+        room.read_document(text)
+    room.talk()
+
+
+class Room:
+    """A chat with what is around it: lines from a terminal or a pipe, files, notices."""
+
+    def __init__(
+        self, llm: LLM, template: str, system: str | None, params: SamplingParams, max_tokens: int, stop: list[str],
+        tell_time: bool, memory: Memory | None,
+    ) -> None:  # fmt: skip
+        self.llm, self.template, self.system = llm, template, system
+        self.params, self.max_tokens, self.stop = params, max_tokens, stop
+        self.tell_time, self.memory = tell_time, memory
+        self.is_terminal = sys.stdin.isatty()
+        self.commands: dict[str, Callable[[str], None]] = {
+            "/save": self.save, "/load": self.load, "/reset": self.reset, "/stats": self.stats, "/help": self.help,
+        }  # fmt: skip
+
+    def open(self) -> None:
+        """Begin, from the memory where there is one."""
+        if self.memory is not None and self.memory.exists():
+            self.take_up(self.memory)
+        else:
+            self.begin(Session(self.llm), "", Path())
+        if self.params.temperature > 0:
+            say(f"seed {self.chat.params.seed}")
+        if self.is_terminal:
+            say("/help lists what can be done beside talking")
+
+    def begin(self, session: Session, conversation: str, path: Path) -> None:
+        """Go on with a conversation as ``Chat.to_json`` wrote it; empty: none yet. Raises LlamaGPUError."""
+        name, known = self.template, template_of(conversation)
+        template, why = choose_template(known if name == "auto" and known is not None else name, self.llm)
+        if name == "auto" and known is not None:
+            why = "as in the memory"
+        params = SamplingParams(**{**vars(self.params), "seed": self.params.seed or session.seed}).with_seed()
+        chat = Chat(session, template, self.system, params, self.max_tokens, self.stop)
+        if conversation:
+            chat.restore(conversation, path)
+        say(f"template {template.name}: {why}")
+        self.chat = chat
+
+    def take_up(self, memory: Memory) -> None:
+        session, conversation = memory.load(self.llm)
+        self.begin(session, conversation, memory.path)
+        n_turns = sum(message["role"] == "user" for message in self.chat.messages)
+        say(f"went on from {memory.path}: {count_tokens(session.length)}, {n_turns} turns")
+
+    def read_document(self, text: str) -> None:
+        bar, interrupt = ProgressBar("reading the document", "tok"), Interrupt()
+        bar.total = len(self.llm.tokenizer.encode(text))
+
+        def on_tokens(n: int) -> None:
+            bar.advance(n)
+            interrupt.check()
+
+        with interrupt:
+            try:
+                n = self.chat.read_document(text, on_tokens)
+            finally:
+                bar.close()
+        say(f"read the document: {count_tokens(n)}")
+
+    def talk(self) -> None:
+        for line in self.lines():
+            command, _, argument = line.partition(" ")
+            if command == "/quit":
+                break
+            try:
+                if not line.startswith("/") or line.startswith("//"):
+                    self.turn(line[1:] if line.startswith("//") else line)
+                elif command in self.commands:
+                    self.commands[command](argument.strip())
+                else:
+                    say(f"there is no {printable(command[:40])}: {', '.join(self.commands)}, /quit")
+            except ContextFullError as error:
+                say(f"error: {error}, and nothing of it was read: {self.way_out()}")
+            except LlamaGPUError as error:
+                say(f"error: {error}")
+        self.keep()
+
+    def lines(self) -> Iterator[str]:
+        """What the user says, stripped, without empty lines. Ctrl-C clears the line; twice in a row ends it."""
+        if not self.is_terminal:
+            for data in sys.stdin.buffer:
+                line = data.decode("utf-8", "replace").strip()
+                if line:
+                    yield line
+            return
+        with suppress(ImportError):
+            import readline  # noqa: F401  line editing, and a history that lasts as long as the process
+        n_interrupts = 0
+        while n_interrupts < 2:
+            try:
+                line = self.read_line(f"({now()})  User: ").strip()
+                n_interrupts = 0
+                if line:
+                    yield line
+            except EOFError:
+                print(file=sys.stderr)
+                return
+            except KeyboardInterrupt:
+                n_interrupts += 1
+                print(file=sys.stderr)
+                if n_interrupts == 1:
+                    say("Ctrl-C again ends the chat, as Ctrl-D and /quit do")
+
+    def read_line(self, prompt: str) -> str:
+        if sys.stdout.isatty():
+            return input(prompt)
+        print(prompt, end="", file=sys.stderr, flush=True)  # stdout has the answers alone
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line
+
+    def turn(self, text: str) -> None:
+        bar, interrupt = ProgressBar("reading", "tok"), Interrupt()
+
+        def on_prompt_tokens(n: int) -> None:
+            bar.advance(n)
+            interrupt.check()
+
+        pieces = self.chat.ask(f"({now()})  {text}" if self.tell_time else text, on_prompt_tokens, say)
+        bar.total = len(self.chat.session.pending)
+        stopped = False
+        with interrupt:
+            try:
+                for piece in pieces:
+                    bar.close()
+                    write_text(piece)
+                    interrupt.check()
+            except KeyboardInterrupt:
+                stopped = True
+                answer = self.chat.answer
+                write_text(answer.held_text() if answer is not None else "")
+            finally:
+                bar.close()
+                pieces.close()
+        write_text("\n")
+        if stopped:
+            say("stopped")
+        self.say_end(self.chat.answer)
+        self.keep()
+
+    def say_end(self, answer: Answer | None) -> None:
+        if answer is not None and answer.stop_reason == "max_tokens":
+            say(f"stopped after {count_tokens(self.max_tokens)}: --max_tokens")
+        if answer is not None and answer.stop_reason == "context":
+            say(f"the context of {self.llm.context} tokens is full: {self.way_out()}")
+
+    def way_out(self) -> str:
+        """What to do about a full context."""
+        most = self.llm.config.max_seq_len
+        more = f", --context {most} holds more" if self.llm.context < most else ""
+        return f"/reset forgets the conversation{more}"
+
+    def keep(self) -> None:
+        if self.memory is not None:
+            self.memory.save(self.chat.session, self.chat.to_json())
+
+    def save(self, argument: str) -> None:
+        if not argument:
+            raise UsageError("/save needs a file")
+        memory = Memory(argument)
+        memory.save(self.chat.session, self.chat.to_json())
+        say(f"saved {argument}: {count_tokens(self.chat.session.length)}")
+
+    def load(self, argument: str) -> None:
+        if not argument:
+            raise UsageError("/load needs a file")
+        self.take_up(Memory(argument))
+
+    def reset(self, argument: str) -> None:
+        self.chat.reset()
+        say("everything is forgotten, documents too" + (", the memory from the next turn on" if self.memory else ""))
+
+    def help(self, argument: str) -> None:
+        print(HELP, file=sys.stderr)
+
+    def stats(self, argument: str) -> None:
+        chat, session = self.chat, self.chat.session
+        room = "no end" if session.room is None else f"room for {session.room} more"
+        parts = [f"{count_tokens(session.length)}, {room}", f"{len(chat.messages)} messages"]
+        answer = chat.answer
+        if answer is not None and answer.prompt_seconds:
+            speed = len(answer.prompt_tokens) / answer.prompt_seconds
+            parts.append(f"last turn read {count_tokens(len(answer.prompt_tokens))}, {speed:.0f} tok/s")
+        if answer is not None and answer.decode_steps:
+            speed = answer.decode_steps / answer.decode_seconds
+            parts.append(f"generated {count_tokens(len(answer.tokens))}, {speed:.1f} tok/s")
+        if peak := peak_memory_bytes():
+            parts.append(f"peak memory {human_bytes(peak)}")
+        say("; ".join(parts))
+
+
+def now() -> str:
+    return datetime.now().strftime("%Y-%m-%d %H:%M:%S")

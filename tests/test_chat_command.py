@@ -1,0 +1,197 @@
+"""llamagpu chat as a user runs it: at a real terminal, and through a pipe."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import llamagpu
+from llamagpu.memory import Memory
+from tests.test_cli import fails
+from tests.test_cli import llamagpu as command
+
+COMMAND = [sys.executable, "-m", "llamagpu", "chat"]
+GREEDY = ("--temperature", "0", "--device", "cpu")
+PROMPT = re.compile(r"\(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\)  User: ")
+
+
+class Terminal:
+    """A process whose three streams are a terminal, and what it has shown there."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        ours, theirs = pty.openpty()
+        environment = {**os.environ, "TERM": "dumb", "NO_COLOR": "1"}
+        self.process = subprocess.Popen(
+            [*COMMAND, *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+        os.close(theirs)
+        self.handle, self.shown = ours, ""
+
+    def wait_for(self, pattern: str | re.Pattern[str], seconds: float = 60) -> str:
+        """What was shown up to and with the pattern; it is then taken off."""
+        end = time.monotonic() + seconds
+        while not (match := re.search(pattern, self.shown)):
+            if time.monotonic() > end:
+                self.process.kill()
+                self.process.wait()
+                raise AssertionError(f"no {pattern!r} in {self.shown!r}")
+            if select.select([self.handle], [], [], 0.2)[0]:
+                try:
+                    self.shown += os.read(self.handle, 1 << 16).decode("utf-8", "replace")
+                except OSError:  # the other end is closed
+                    assert re.search(pattern, self.shown), f"it ended without {pattern!r}: {self.shown!r}"
+        text, self.shown = self.shown[: match.end()], self.shown[match.end() :]
+        return text
+
+    def type(self, text: str) -> None:
+        os.write(self.handle, text.encode())
+
+    def ctrl_c(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def end(self) -> int:
+        status = self.process.wait(timeout=30)
+        os.close(self.handle)
+        return status
+
+
+def test_a_chat_at_a_terminal(tmp_path: Path) -> None:
+    """Two turns, Ctrl-C during an answer, /save, /quit, and going on from the memory."""
+    memory, saved = tmp_path / "a.memory", tmp_path / "b.memory"
+    options = ("demo", *GREEDY, "--template", "plain", "--max_tokens", "30", "--memory", memory)
+    terminal = Terminal(*options)
+    start = terminal.wait_for(PROMPT)
+    assert "template plain: as asked for" in start
+    terminal.type("Tell me of a fox.\n")
+    assert "stopped after 30 tokens" in terminal.wait_for(PROMPT)
+    terminal.type("/nothing\n")
+    assert "there is no /nothing: /save, /load" in terminal.wait_for(PROMPT)
+    terminal.type("half a li")
+    terminal.wait_for("half a li")
+    time.sleep(0.5)  # a signal before readline waits for the next key is noticed at that key
+    terminal.ctrl_c()
+    assert "Ctrl-C again ends the chat" in terminal.wait_for(PROMPT)
+    terminal.type("And then?\n")
+    terminal.wait_for(PROMPT)
+    terminal.type("/stats\n")
+    assert re.search(r"\d+ tokens, room for \d+ more; 4 messages; last turn read", terminal.wait_for(PROMPT))
+    terminal.type(f"/save {saved}\n")
+    assert f"saved {saved}" in terminal.wait_for(PROMPT)
+    terminal.type("/help\n")
+    assert "/reset" in terminal.wait_for(PROMPT)
+    terminal.type("/quit\n")
+    assert terminal.end() == 0
+    llm = llamagpu.load("demo", device="cpu")
+    first = Memory(str(memory)).load(llm)[0].tokens
+    assert Memory(str(saved)).load(llm)[0].tokens == first
+    assert "half a li" not in llm.tokenizer.decode(first)
+
+    terminal = Terminal(*options[:-4], "--max_tokens", "400", "--memory", memory)
+    start = terminal.wait_for(PROMPT)
+    assert f"went on from {memory}: {len(first)} tokens, 2 turns" in start
+    terminal.type("Go on.\n")
+    terminal.wait_for(r"Go on\.\r\n.{20}")  # while it is being said
+    terminal.ctrl_c()
+    assert "stopped" in terminal.wait_for(PROMPT)
+    terminal.type("\x04")  # Ctrl-D
+    assert terminal.end() == 0
+    second = Memory(str(memory)).load(llm)[0].tokens
+    assert second[: len(first)] == first
+    assert "User: Go on." in llm.tokenizer.decode(second)
+    assert len(first) + 20 < len(second) < len(first) + 400
+
+
+def test_through_a_pipe_stdout_has_the_answers_alone(tmp_path: Path) -> None:
+    memory = tmp_path / "a.memory"
+    arguments = ("chat", "demo", *GREEDY, "--max_tokens", "20")
+    whole = command(*arguments, stdin=b"Tell me of a fox.\n\n  And then? \n/what\nEnd.")
+    assert whole.returncode == 0, whole.stderr
+    notices = whole.stderr.decode()
+    assert "template plain: the model brings none" in notices
+    assert "there is no /what" in notices
+    assert "User:" not in whole.stdout.decode() + notices
+    lines = b""
+    for text in ("Tell me of a fox.", "And then?", "End."):
+        part = command(*arguments, "--memory", memory, stdin=text.encode())
+        assert part.returncode == 0
+        lines += part.stdout
+    assert lines == whole.stdout
+    assert len(lines) > 60
+    told = command("run", "demo", "a", "--memory", memory, "--device", "cpu")
+    assert told.returncode == 2
+    assert b"is the memory of a chat" in told.stderr
+
+
+def test_system_time_document_save_load_reset(tmp_path: Path) -> None:
+    document, saved = tmp_path / "story.txt", tmp_path / "a.memory"
+    document.write_text("Once upon a time, there was a fox named Rusty. " * 4)
+    lines = f"Who?\n/save {saved}\n/reset\n/stats\n/load {saved}\n/stats\n/load {document}\n/save\n//slash\n"
+    options = ("--system", "Be kind.", "--tell_time", "--document", document, "--max_tokens", "8")
+    result = command("chat", "demo", *GREEDY, *options, stdin=lines.encode())
+    assert result.returncode == 0, result.stderr
+    notices = result.stderr.decode()
+    for part in (
+        "read the document: ", "everything is forgotten", "0 tokens, room for 512 more; 1 messages", "went on from ",
+        "3 messages", "/save needs a file", f"error: {document}: header length",
+    ):  # fmt: skip
+        assert part in notices, part
+    session, conversation = Memory(str(saved)).load(llamagpu.load("demo", device="cpu"))
+    text = session.llm.tokenizer.decode(session.tokens)
+    assert text.startswith(document.read_text())
+    assert re.search(r"Be kind\.\nUser: \(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\)  Who\?\nAssistant:", text)
+    assert '"content": "Be kind."' in conversation
+
+
+def test_a_full_context_is_said_so_and_the_chat_goes_on(small_model: Path) -> None:
+    options = ("--max_tokens", "4", "--context", "30")
+    result = command("chat", small_model, *GREEDY, *options, stdin=b"a\n" + b"b" * 40 + b"\n/reset\na\n")
+    assert result.returncode == 0, result.stderr
+    notices = result.stderr.decode()
+    assert "error: the context of 30 tokens is full: " in notices
+    assert "nothing of it was read: /reset forgets the conversation, --context 32 holds more" in notices
+    n = len(result.stdout) // 2
+    assert result.stdout[:n] == result.stdout[n:]  # after /reset as at first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--template", "x"], "template must be auto, model, llama2 or plain"),
+        (["--template", "model"], "brings no chat template"),
+        (["--max_tokens", "0"], "max_tokens must be"),
+        (["--document", "/no/such"], "/no/such: No such file"),
+        (["--memory", "/no/such/file"], "is no folder that may be written"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], problem: str, small_model: Path) -> None:
+    result = command("chat", small_model, "--device", "cpu", *arguments)
+    assert result.returncode == 2
+    assert result.stdout == b""
+    assert problem in result.stderr.decode().splitlines()[-1]
+
+
+def test_a_damaged_memory_is_refused_and_left(small_model: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "a.memory"
+    assert command("chat", small_model, *GREEDY, "--max_tokens", "4", "--memory", memory, stdin=b"a\n").returncode == 0
+    data = bytearray(memory.read_bytes())
+    data[-3] ^= 4
+    memory.write_bytes(data)
+    result = command("chat", small_model, *GREEDY, "--memory", memory, stdin=b"a\n")
+    assert result.returncode == 1
+    assert "checksum: does not fit the contents" in result.stderr.decode()
+    assert memory.read_bytes() == data
+
+
+def test_help() -> None:
+    assert b"--tell_time" in command("chat", "--help").stdout
+    assert "there is no flag --sytem: did you mean --system?" in fails("chat", "demo", "--sytem", "x", status=2)
