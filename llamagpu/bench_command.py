@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llamagpu.backends.cpu.bandwidth import available_bytes
 from llamagpu import bench_endless
+from llamagpu.backends.cpu.bandwidth import available_bytes
 from llamagpu.bench import BenchSettings, measure
 from llamagpu.bench_peer import Peer, check_peer, run_peer
 from llamagpu.bench_plot import Series, svg
@@ -21,7 +21,7 @@ from llamagpu.errors import UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.formats.atomic import atomic_write
 from llamagpu.llm import DEMO, load, model_path
-from llamagpu.models.window import DEFAULT_SINKS
+from llamagpu.models.window import window_and_sinks
 from llamagpu.sampling import MASK64, check_whole
 from llamagpu.terminal import ProgressBar, human_bytes, say
 
@@ -44,8 +44,8 @@ def bench(
     prompts: str = "512,2048,8192",
     tokens: int | None = None,
     endless: bool = False,
-    window: int = 0,
-    sinks: int = DEFAULT_SINKS,
+    window: int | None = None,
+    sinks: int | None = None,
     kernels: bool | None = None,
     json: str | None = None,
     plot: str | None = None,
@@ -66,7 +66,7 @@ def bench(
         tokens: Decode steps measured at each context, by default 64; with --endless all of them, by default 1000000.
         endless: Instead, decode a million tokens: time per token and memory after 1k, 32k, 100k and all of them.
         window: With --endless, the tokens that are kept behind the sinks. By default 124.
-        sinks: With --endless, the first tokens, which are kept for ever.
+        sinks: With --endless, how many of the first tokens are kept. By default 4.
         kernels: Time each kernel of a step, at the first context. By default on a GPU; --kernels=false leaves it out.
         json: Write everything to this file, too.
         plot: Draw tok/s against context to this file, as SVG.
@@ -87,8 +87,8 @@ def bench(
             if given is not None:
                 raise UsageError(f"--{name} does not go with --endless")
         return run_endless(model or DEMO, device, tokens or bench_endless.TOKENS, window, sinks, json, plot)
-    if window:
-        raise UsageError("--window is for --endless: here each context is measured by itself")
+    if window is not None or sinks is not None:
+        raise UsageError("--window and --sinks are for --endless: without it each context is measured by itself")
     if peer is not None:
         check_peer(peer)
     check_source(model, shape, {"bits": bits, "head_bits": head_bits, "group_size": group_size})
@@ -123,12 +123,19 @@ def bench(
 
 
 def run_endless(
-    model: str, device: str, n_tokens: int, window: int, sinks: int, json: str | None, plot: str | None
+    model: str,
+    device: str,
+    n_tokens: int,
+    window: int | None,
+    sinks: int | None,
+    json: str | None,
+    plot: str | None,
 ) -> None:
     """``bench --endless``: an ordinary model gets a window, one that has no end by itself none."""
     bars: dict[str, ProgressBar] = {}
     try:
-        llm = load(model, device, None, None, in_bars(bars), window=window or bench_endless.WINDOW, sinks=sinks)
+        kept = window_and_sinks(bench_endless.WINDOW if window is None else window, sinks)
+        llm = load(model, device, on_work=in_bars(bars), window=kept[0], sinks=kept[1])
         say(": ".join(filter(None, (f"measuring on {llm.device.description}", llm.device.why_not_gpu))))
         bar = bars["endless"] = ProgressBar("measuring", "tok", n_tokens)
         samples = bench_endless.measure_endless(llm, n_tokens, bar.advance)

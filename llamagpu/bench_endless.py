@@ -26,7 +26,7 @@ MARKS = (1_000, 32_000, 100_000, 1_000_000)  # tokens before a measurement
 TOKENS = MARKS[-1]
 SPAN_SHARE = 100  # a measurement is this part of all tokens long
 SHORTEST_SPAN = 10
-WINDOW, SINKS = 124, 4  # of an ordinary model, where none is given
+WINDOW = 124  # of an ordinary model, where none is given
 TIMES = {"p50_us": "p50 us", "p10_us": "p10 us", "cpu_us": "CPU us"}  # per token
 MOST_SLOWER, MOST_GROWTH = 0.05, 1_000_000  # what we ask for: of the last against the first; bytes
 GREEDY = SamplingParams(temperature=0, seed=0)
@@ -127,7 +127,9 @@ def text_endless(report: dict[str, Any]) -> str:
         for row in report["samples"]
     ]  # fmt: skip
     titles = ["after tokens", *TIMES.values(), "resident MB", "GPU MB"]
-    kept = f"{report['sinks']} sinks and a window of {report['window']} tokens" if report["window"] else "its own memory"
+    kept = (
+        f"{report['sinks']} sinks and a window of {report['window']} tokens" if report["window"] else "its own memory"
+    )
     growth, slower = report["host_growth_bytes"], report["slower"]
     times = [f"{TIMES[of]} {100 * share:+.1f}% ({verdict(report['flat'][of])})" for of, share in slower.items()]
     memory = "not known" if growth is None else f"{growth / 1e6:+.2f} MB ({verdict(report['flat_memory'])})"

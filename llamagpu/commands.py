@@ -20,6 +20,7 @@ from llamagpu.generation import MAX_TOKENS, Generation
 from llamagpu.gpu_driver import count_gpus
 from llamagpu.llm import DEMO, LLM, find_tokenizer, load, model_path
 from llamagpu.model_info import rows_of
+from llamagpu.models.window import window_and_sinks
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, write_text
 from llamagpu.tokenizers import open_spec, read_spec
@@ -44,6 +45,8 @@ def run(
     tokenizer: str | None = None,
     context: int | None = None,
     kv_bits: int = 16,
+    window: int | None = None,
+    sinks: int | None = None,
     echo: bool = False,
     faithful: bool = False,
 ) -> None:
@@ -65,6 +68,8 @@ def run(
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         context: Number of positions to keep. By default what the model was trained for.
         kv_bits: 8 keeps keys and values in half the memory, with a little loss; 16 as they are.
+        window: Keep the first few and the last so many tokens alone: the text has no end, and the rest is forgotten.
+        sinks: With --window, how many of the first tokens are kept. By default 4.
         echo: Print the prompt on stdout too. (A terminal shows it in any case.)
         faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
     """
@@ -82,7 +87,8 @@ def run(
         for bar in bars.values():
             bar.close()
 
-    llm = load(model, device, tokenizer, context, on_work, faithful, kv_bits)
+    kept = window_and_sinks(window, sinks)
+    llm = load(model, device, tokenizer, context, on_work, faithful, kv_bits, *kept)
     progress, interrupt = ProgressBar("reading the prompt", "tok"), Interrupt()
     bars["prompt"] = progress
 

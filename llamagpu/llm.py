@@ -87,8 +87,8 @@ def load(
     model was trained for. on_work: called as weights are loaded (in bytes) and kernels compiled. faithful: do as the
     program that the file comes from does where that differs (see Checkpoint.quirks), which only the CPU can. kv_bits:
     8 keeps keys and values as whole numbers with a scale per head and position, half the memory of 16. window: keep the
-    first ``sinks`` and the last ``window`` tokens alone, so that a text has no end (docs/endless.md); 0: keep all. Raises
-    ModelFormatError, DeviceError or UsageError.
+    first ``sinks`` and the last ``window`` tokens alone, so that a text has no end (docs/endless.md); 0: keep all.
+    Raises ModelFormatError, DeviceError or UsageError.
     """
     checkpoint = open_checkpoint(model_path(model))
     return LLM(checkpoint, device, tokenizer, context, on_work, faithful, kv_bits, window, sinks)

@@ -29,3 +29,14 @@ def check_window(config: ModelConfig, window: int, sinks: int, kv_bits: int = 16
             f"a window of {window} and {sinks} sinks are {window + sinks} positions, the model was trained for"
             f" {config.max_seq_len}: give a smaller --window"
         )
+
+
+def window_and_sinks(window: int | None, sinks: int | None) -> tuple[int, int]:
+    """What ``load`` takes, of flags that may not be given. Raises UsageError."""
+    if window is None:
+        if sinks is not None:
+            raise UsageError("--sinks is for --window, which is not given")
+        return 0, DEFAULT_SINKS
+    if window < 1:
+        raise UsageError(f"window must be a whole number from 1, not {window}")
+    return window, DEFAULT_SINKS if sinks is None else sinks

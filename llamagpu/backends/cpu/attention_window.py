@@ -30,8 +30,8 @@ Places = NDArray[np.int64]
 class Ring:
     """Where tokens are kept: the first ``sinks`` each at its own place, the others by turns at the places behind.
 
-    The tokens of a chunk are stored before any of them is read, and the first still sees ``window`` tokens: so there are
-    LONGEST_CHUNK - 1 places more than any token sees.
+    The tokens of a chunk are stored before any of them is read, and the first still sees ``window`` tokens: so there
+    are LONGEST_CHUNK - 1 places more than any token sees.
     """
 
     window: int
@@ -104,7 +104,7 @@ class CPUWindowCache:
 
 
 def saved(ring: Ring, keys: NDArray[Any], values: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """keys, values [n_layers, n_kv_heads, kept, head_dim], in order; the keys, before RoPE, under names of their own."""
+    """keys, before RoPE, and values [n_layers, n_kv_heads, kept, head_dim], in order, under names of their own."""
     of_ring = np.asarray([ring.window, ring.sinks], np.int64)
     return {"window_keys": keys, "window_values": values, "window_and_sinks": of_ring}
 

@@ -190,9 +190,9 @@ def rope_append(
     launch = device.kernel("rope", f"rope_append<{KV_NAMES[keys.dtype.name]}>")
     n_heads = config.n_heads + 2 * config.n_kv_heads
     sizes = (config.n_heads, config.n_kv_heads, config.head_dim, keys.shape[1], config.rope_layout == "half_split")
-    sizes += (ring.window, ring.sinks, ring.n_turns) if ring else (0, 0, 0)
+    of_ring = (ring.window, ring.sinks, ring.n_turns) if ring else (0, 0, 0)
     vectors = (qkv, bias, *(norms or (None, None)), f32(config.norm_eps), angles)
-    args = (*vectors, position, q, keys, values, *(scales or (None, None)), *map(i32, sizes))
+    args = (*vectors, position, q, keys, values, *(scales or (None, None)), *map(i32, (*sizes, *of_ring)))
     launch((-(-n_heads // ROPE_HEADS), n), (ROPE_HEADS * 32,), args, 0, True)
 
 

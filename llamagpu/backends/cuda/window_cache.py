@@ -18,9 +18,9 @@ LARGEST_NUMBER = 1 << 30  # tokens are counted on the device up to here, then an
 
 
 class CUDAWindowCache:
-    """keys, before RoPE, and values: float16 or float32 [n_layers, n_kv_heads, ring.n_places, padded(head_dim)], the two
-    elements of a pair of keys side by side (kernels/attention_window.cu).
+    """keys, before RoPE, and values: float16 or float32 [n_layers, n_kv_heads, ring.n_places, padded(head_dim)].
 
+    Of keys the two elements of a pair are side by side (kernels/attention_window.cu).
     The rest is as in CUDACache; capacity: what a token sees at most; *position: of ``position_of``.
     """
 
