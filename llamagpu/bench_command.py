@@ -20,8 +20,8 @@ from llamagpu.devices import Device, OnWork, choose_device
 from llamagpu.errors import UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.formats.atomic import atomic_write
-from llamagpu.llm import DEMO, load, model_path
-from llamagpu.models.window import window_and_sinks
+from llamagpu.llm import DEMO, LLM, model_path
+from llamagpu.models.window import keeps_every_token, window_and_sinks
 from llamagpu.sampling import MASK64, check_whole
 from llamagpu.terminal import ProgressBar, human_bytes, say
 
@@ -134,8 +134,11 @@ def run_endless(
     """``bench --endless``: an ordinary model gets a window, one that has no end by itself none."""
     bars: dict[str, ProgressBar] = {}
     try:
-        kept = window_and_sinks(bench_endless.WINDOW if window is None else window, sinks)
-        llm = load(model, device, on_work=in_bars(bars), window=kept[0], sinks=kept[1])
+        checkpoint = open_checkpoint(model_path(model))
+        if window is None and keeps_every_token(checkpoint.config):
+            window = bench_endless.WINDOW
+        kept = window_and_sinks(window, sinks)
+        llm = LLM(checkpoint, device, on_work=in_bars(bars), window=kept[0], sinks=kept[1])
         say(": ".join(filter(None, (f"measuring on {llm.device.description}", llm.device.why_not_gpu))))
         bar = bars["endless"] = ProgressBar("measuring", "tok", n_tokens)
         samples = bench_endless.measure_endless(llm, n_tokens, bar.advance)

@@ -10,12 +10,17 @@ DEFAULT_SINKS = 4  # what StreamingLLM found to be enough
 MOST = 1 << 24
 
 
+def keeps_every_token(config: ModelConfig) -> bool:
+    """Whether it is an ordinary model, that ends with its context unless it has a window."""
+    return config.architecture in ORDINARY
+
+
 def check_window(config: ModelConfig, window: int, sinks: int, kv_bits: int = 16) -> None:
     """Whether this model can run in a window of so many tokens behind so many sinks. Raises UsageError."""
     for name, value, smallest in (("window", window, 1), ("sinks", sinks, 0)):
         if type(value) is not int or not smallest <= value <= MOST:
             raise UsageError(f"{name} must be a whole number from {smallest}, not {value}")
-    if config.architecture not in ORDINARY:
+    if not keeps_every_token(config):
         raise UsageError(f"--window is for models that keep every token: {config.architecture} has a memory of its own")
     if config.sliding_window:
         raise UsageError(
