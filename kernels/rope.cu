@@ -6,7 +6,9 @@
 // Shapes    qkv float32 [n][(n_heads + 2 * n_kv_heads) * head_dim], padded: the products in the order of pairs; bias in
 //           the same order, null for none; q_norm, k_norm float32 [head_dim]: weights of the norms, null for none;
 //           angles, keys, values, and q, which is written, as in rope.cuh; key_scales, value_scales float32
-//           [n_kv_heads][capacity], of 8 bits only; *position: how many positions are filled.
+//           [n_kv_heads][capacity], of 8 bits only; *position: how many positions are filled. In a window (its size
+//           above 0) it is the number of the first token, capacity is n_places, q is turned at the token's position
+//           in the cache, k is not turned, and both are written with pairs side by side: attention_window.cu.
 // Threads   grid (ceil(heads / HEADS), n), block HEADS warps: a warp takes a head, a lane every WARP-th pair of elements
 //           that turn together (for v: neighbours).
 // Bytes     qkv once (with a norm or 8 bits again, from cache); q, keys and values written. Tokens of a decode step have
@@ -21,7 +23,7 @@ __global__ void __launch_bounds__(HEADS* WARP)
     rope_append(const float* qkv, const float* __restrict__ bias, const float* __restrict__ q_norm,
                 const float* __restrict__ k_norm, float eps, const float* __restrict__ angles, const int* position,
                 float* q, KV* keys, KV* values, float* key_scales, float* value_scales, int n_heads, int n_kv_heads, int head_dim, int capacity,
-                int half_split) {
+                int half_split, int window, int sinks, int n_turns) {
     const int token = blockIdx.y, lane = threadIdx.x % WARP, half_dim = head_dim / 2;
     const int first_pair = (blockIdx.x * HEADS + threadIdx.x / WARP) * half_dim;
     wait_for_previous_kernel();
@@ -44,11 +46,12 @@ __global__ void __launch_bounds__(HEADS* WARP)
         }
         factor = 1.f / sqrtf(warp_sum(square) / head_dim + eps);
     }
-    const int place = *position + token;
+    const int own = *position + token, position_of_q = window ? min(own, sinks + window - 1) : own;
+    const int place = window && own >= sinks ? sinks + (own - sinks) % n_turns : own;
     auto turned = [&](const Pair& pair, int j) {
         float2 value = load(first_pair + j);
         if (norm) value.x *= factor * norm[pair.a], value.y *= factor * norm[pair.b];
-        return turn(pair, value, angles, place, head_dim);
+        return window && !pair.is_q ? value : turn(pair, value, angles, position_of_q, head_dim);
     };
     float scale = 1.f;
     if (sizeof(KV) == 1 && !of_head.is_q) {
@@ -67,7 +70,8 @@ __global__ void __launch_bounds__(HEADS* WARP)
         float2 value = turned(pair, j);
         if (sizeof(KV) == 1 && !pair.is_q)
             value = scale > 0.f ? make_float2(value.x / scale, value.y / scale) : make_float2(0.f, 0.f);
-        store_pair(pair, value, place, q + static_cast<size_t>(token) * padded(n_heads * head_dim), keys, values,
+        const Pair stored(first_pair + j, n_heads, n_kv_heads, head_dim, half_split && !window);
+        store_pair(stored, value, place, q + static_cast<size_t>(token) * padded(n_heads * head_dim), keys, values,
                    head_dim, capacity);
     }
 }

@@ -30,7 +30,8 @@ struct SamplingSettings {
 
 struct SamplingState {
     u64 n_drawn;
-    int n_made, unused;  // tokens made: where in the ring the next one goes
+    unsigned n_made;  // tokens made, modulo 2^32: where in the ring the next one goes
+    int unused;
 };
 
 // Whole numbers in the order of the floats; both zeros are one.

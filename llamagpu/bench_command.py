@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from llamagpu import bench_endless
 from llamagpu.backends.cpu.bandwidth import available_bytes
 from llamagpu.bench import BenchSettings, measure
 from llamagpu.bench_peer import Peer, check_peer, run_peer
@@ -19,14 +20,16 @@ from llamagpu.devices import Device, OnWork, choose_device
 from llamagpu.errors import UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.formats.atomic import atomic_write
-from llamagpu.llm import DEMO, model_path
+from llamagpu.llm import DEMO, LLM, model_path
+from llamagpu.models.window import keeps_every_token, window_and_sinks
 from llamagpu.sampling import MASK64, check_whole
 from llamagpu.terminal import ProgressBar, human_bytes, say
 
 GROUP_SIZE = 128
 SMALLEST_GROUP = 16  # that kernels read with one scale
 MOST_POSITIONS = LARGEST["max_seq_len"] // 2  # room for the steps after them
-MOST_STEPS = 1 << 20
+STEPS, MOST_STEPS = 64, 1 << 20
+MOST_ENDLESS = 1 << 40
 
 
 def bench(
@@ -39,7 +42,10 @@ def bench(
     device: str = "auto",
     contexts: str = "128,4096,32768",
     prompts: str = "512,2048,8192",
-    tokens: int = 64,
+    tokens: int | None = None,
+    endless: bool = False,
+    window: int | None = None,
+    sinks: int | None = None,
     kernels: bool | None = None,
     json: str | None = None,
     plot: str | None = None,
@@ -57,7 +63,10 @@ def bench(
         device: auto, cuda, cuda:N or cpu. auto takes a GPU where one can be used.
         contexts: Decode at these numbers of positions, with commas between; none leaves decode out.
         prompts: Read prompts of these numbers of tokens, with commas between; none leaves them out.
-        tokens: Decode steps measured at each context.
+        tokens: Decode steps measured at each context, by default 64; with --endless all of them, by default 1000000.
+        endless: Instead, decode a million tokens: time per token and memory after 1k, 32k, 100k and all of them.
+        window: With --endless, the tokens that are kept behind the sinks. By default 124.
+        sinks: With --endless, how many of the first tokens are kept. By default 4.
         kernels: Time each kernel of a step, at the first context. By default on a GPU; --kernels=false leaves it out.
         json: Write everything to this file, too.
         plot: Draw tok/s against context to this file, as SVG.
@@ -65,13 +74,21 @@ def bench(
         seed: Of the random weights and prompts.
     """
     lengths = [read_lengths("contexts", contexts), read_lengths("prompts", prompts)]
-    check_whole("tokens", tokens, 1, MOST_STEPS)
+    if tokens is not None:
+        check_whole("tokens", tokens, 1, MOST_STEPS if not endless else MOST_ENDLESS)
     check_whole("seed", seed, 0, MASK64 >> 1)
     outputs = {"json": json, "plot": plot}
     for name, file in outputs.items():
         check_output(name, file)
     if json is not None and plot is not None and Path(json).resolve() == Path(plot).resolve():
         raise UsageError("--json and --plot name the same file")
+    if endless:
+        for name, given in {"shape": shape, "peer": peer, "kernels": kernels}.items():
+            if given is not None:
+                raise UsageError(f"--{name} does not go with --endless")
+        return run_endless(model or DEMO, device, tokens or bench_endless.TOKENS, window, sinks, json, plot)
+    if window is not None or sinks is not None:
+        raise UsageError("--window and --sinks are for --endless: without it each context is measured by itself")
     if peer is not None:
         check_peer(peer)
     check_source(model, shape, {"bits": bits, "head_bits": head_bits, "group_size": group_size})
@@ -79,7 +96,7 @@ def bench(
     if kernels and chosen.name == "cpu":
         raise UsageError("--kernels: the CPU has no kernels (they are timed on a GPU)")
     with_kernels = chosen.name != "cpu" if kernels is None else kernels
-    settings = BenchSettings(lengths[0], lengths[1], tokens, with_kernels, seed)
+    settings = BenchSettings(lengths[0], lengths[1], tokens or STEPS, with_kernels, seed)
     if shape is not None:
         subject = random_subject(shape, bits or 4, head_bits, group_size, chosen, settings)
     else:
@@ -103,6 +120,36 @@ def bench(
         write(json, json_format.dumps(report, indent=1, allow_nan=False) + "\n")
     if plot is not None:
         draw(plot, subject, report)
+
+
+def run_endless(
+    model: str,
+    device: str,
+    n_tokens: int,
+    window: int | None,
+    sinks: int | None,
+    json: str | None,
+    plot: str | None,
+) -> None:
+    """``bench --endless``: an ordinary model gets a window, one that has no end by itself none."""
+    bars: dict[str, ProgressBar] = {}
+    try:
+        checkpoint = open_checkpoint(model_path(model))
+        if window is None and keeps_every_token(checkpoint.config):
+            window = bench_endless.WINDOW
+        kept = window_and_sinks(window, sinks)
+        llm = LLM(checkpoint, device, on_work=in_bars(bars), window=kept[0], sinks=kept[1])
+        say(": ".join(filter(None, (f"measuring on {llm.device.description}", llm.device.why_not_gpu))))
+        bar = bars["endless"] = ProgressBar("measuring", "tok", n_tokens)
+        samples = bench_endless.measure_endless(llm, n_tokens, bar.advance)
+    finally:
+        close_bars(bars)
+    report = bench_endless.report_endless(model, llm, samples)
+    print(bench_endless.text_endless(report))
+    if json is not None:
+        write(json, json_format.dumps(report, indent=1, allow_nan=False) + "\n")
+    if plot is not None:
+        write(plot, bench_endless.plot_endless(report))
 
 
 def read_lengths(name: str, text: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Tokens per second against context, as an SVG picture of a few lines."""
+"""Tokens per second against context, or the like, as an SVG picture of a few lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ class Series:
     points: Sequence[tuple[int, float]]
 
 
-def svg(title: str, subtitle: str, series: Sequence[Series]) -> str:
+def svg(
+    title: str,
+    subtitle: str,
+    series: Sequence[Series],
+    y_name: str = "tokens per second",
+    x_name: str = "context, tokens (logarithmic)",
+) -> str:
     """An SVG document. x is log2 of the context, y begins at 0. There must be a point."""
     points = [point for one in series for point in one.points]
     low, high = (math.log2(f(context for context, _ in points)) for f in (min, max))
@@ -54,9 +60,9 @@ def svg(title: str, subtitle: str, series: Sequence[Series]) -> str:
     parts += [
         line(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM, "#222"),
         line(LEFT, TOP, LEFT, HEIGHT - BOTTOM, "#222"),
-        text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, "context, tokens (logarithmic)", "middle"),
+        text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, x_name, "middle"),
         f'<text transform="translate(18 {(TOP + HEIGHT - BOTTOM) / 2:.1f}) rotate(-90)" text-anchor="middle">'
-        "tokens per second</text>",
+        f"{escape(y_name)}</text>",
     ]
     for i, (one, colour) in enumerate(zip(series, COLOURS, strict=False)):
         places = [(x(context), y(speed), context, speed) for context, speed in sorted(one.points)]
@@ -69,6 +75,13 @@ def svg(title: str, subtitle: str, series: Sequence[Series]) -> str:
         if len(series) > 1:
             parts.append(text(LEFT + 8 + 330 * i, 66, f"● {one.name}", colour=colour))
     return "\n".join([*parts, "</svg>\n"])
+
+
+def stacked(pictures: Sequence[str]) -> str:
+    """Pictures of ``svg`` one below the other, as one document."""
+    size = f'width="{WIDTH}" height="{HEIGHT * len(pictures)}"'
+    inner = [picture.replace("<svg ", f'<svg y="{HEIGHT * i}" ', 1) for i, picture in enumerate(pictures)]
+    return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', *inner, "</svg>\n"])
 
 
 def tick_step(largest: float) -> float:

@@ -16,6 +16,7 @@ from llamagpu.errors import ContextFullError, LlamaGPUError, UsageError, printab
 from llamagpu.generation import MAX_TOKENS, Answer
 from llamagpu.llm import DEMO, LLM, load
 from llamagpu.memory import Memory
+from llamagpu.models.window import window_and_sinks
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.session import Session
 from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, human_bytes, say, write_text
@@ -47,6 +48,8 @@ def chat(
     tokenizer: str | None = None,
     context: int | None = None,
     kv_bits: int = 16,
+    window: int | None = None,
+    sinks: int | None = None,
 ) -> None:
     """Talk with a model. /help lists what else can be said. Through a pipe, each line is a turn.
 
@@ -70,6 +73,8 @@ def chat(
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         context: Number of positions to keep. By default what the model was trained for.
         kv_bits: 8 keeps keys and values in half the memory, with a little loss; 16 as they are.
+        window: Keep the first few and the last so many tokens alone: the talk has no end, and the rest is forgotten.
+        sinks: With --window, how many of the first tokens are kept. By default 4.
     """
     sampling = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
@@ -80,7 +85,8 @@ def chat(
     def on_work(title: str, n: int, total: int) -> None:
         bars.setdefault(title, ProgressBar(title, "B" if total else "kernel", total)).advance(n)
 
-    llm = load(model, device, tokenizer, context, on_work, kv_bits=kv_bits)
+    of_window = window_and_sinks(window, sinks)
+    llm = load(model, device, tokenizer, context, on_work, False, kv_bits, *of_window)
     if memory_file is not None:
         memory_file.check(llm)
     room = Room(llm, template, system, sampling, max_tokens, stop or [], tell_time, memory_file)

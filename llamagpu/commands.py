@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from llamagpu.gpu_driver import count_gpus
 from llamagpu.llm import DEMO, LLM, find_tokenizer, load, model_path
 from llamagpu.memory import Memory
 from llamagpu.model_info import rows_of
+from llamagpu.models.window import window_and_sinks
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, write_text
 from llamagpu.tokenizers import open_spec, read_spec
@@ -44,6 +45,8 @@ def run(
     tokenizer: str | None = None,
     context: int | None = None,
     kv_bits: int = 16,
+    window: int | None = None,
+    sinks: int | None = None,
     echo: bool = False,
     faithful: bool = False,
     memory: str | None = None,
@@ -67,6 +70,8 @@ def run(
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         context: Number of positions to keep. By default what the model was trained for.
         kv_bits: 8 keeps keys and values in half the memory, with a little loss; 16 as they are.
+        window: Keep the first few and the last so many tokens alone: the text has no end, and the rest is forgotten.
+        sinks: With --window, how many of the first tokens are kept. By default 4.
         echo: Print the prompt on stdout too. (A terminal shows it in any case.)
         faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
         memory: Go on from this file where it exists, and save in it at the end.
@@ -88,7 +93,8 @@ def run(
         for bar in bars.values():
             bar.close()
 
-    llm = load(model, device, tokenizer, context, on_work, faithful, kv_bits)
+    of_window = window_and_sinks(window, sinks)
+    llm = load(model, device, tokenizer, context, on_work, faithful, kv_bits, *of_window)
     progress, interrupt = ProgressBar("reading the prompt", "tok"), Interrupt()
     bars["prompt"] = progress
 

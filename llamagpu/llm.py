@@ -18,6 +18,7 @@ from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.generation import PROMPT_CHUNK, Generation
 from llamagpu.models import StateOptions, load_model
+from llamagpu.models.window import DEFAULT_SINKS, check_window
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.tokenizers import Tokenizer, find_beside, names_beside, open_spec, read_spec
 
@@ -78,6 +79,8 @@ def load(
     on_work: OnWork = lambda title, n, total: None,
     faithful: bool = False,
     kv_bits: int = 16,
+    window: int = 0,
+    sinks: int = DEFAULT_SINKS,
 ) -> LLM:
     """Open a model and put it on a device.
 
@@ -85,10 +88,12 @@ def load(
     file, where the model's own is not wanted or not found. context: positions to keep, at most and by default what the
     model was trained for. on_work: called as weights are loaded (in bytes) and kernels compiled. faithful: do as the
     program that the file comes from does where that differs (see Checkpoint.quirks), which only the CPU can. kv_bits:
-    8 keeps keys and values as whole numbers with a scale per head and position, half the memory of 16. Raises
-    ModelFormatError, DeviceError or UsageError.
+    8 keeps keys and values as whole numbers with a scale per head and position, half the memory of 16. window: keep the
+    first ``sinks`` and the last ``window`` tokens alone, so that a text has no end (docs/endless.md); 0: keep all.
+    Raises ModelFormatError, DeviceError or UsageError.
     """
-    return LLM(open_checkpoint(model_path(model)), device, tokenizer, context, on_work, faithful, kv_bits)
+    checkpoint = open_checkpoint(model_path(model))
+    return LLM(checkpoint, device, tokenizer, context, on_work, faithful, kv_bits, window, sinks)
 
 
 class LLM:
@@ -106,6 +111,8 @@ class LLM:
         on_work: OnWork = lambda title, n, total: None,
         faithful: bool = False,
         kv_bits: int = 16,
+        window: int = 0,
+        sinks: int = DEFAULT_SINKS,
     ) -> None:
         self.quirks = checkpoint.quirks if faithful else Quirks()
         if self.quirks.rope_layout is not None:
@@ -118,6 +125,11 @@ class LLM:
         if kv_bits not in (8, 16):
             raise UsageError(f"kv_bits must be 8 or 16, not {kv_bits}")
         self.kv_bits = kv_bits
+        if window != 0:
+            check_window(self.config, window, sinks, kv_bits)
+            if context is not None:
+                raise UsageError("--context does not go with --window, which says how many positions are kept")
+        self.window, self.sinks = window, sinks
         self._tokenizer_path = tokenizer
         if tokenizer is not None:
             _ = self.tokenizer  # a tokenizer that was asked for and does not fit is an error now, not at first use
@@ -176,14 +188,18 @@ class LLM:
         """
         ids = [int(token) for token in ids]
         self.check_tokens(ids)
-        if not 1 <= len(ids) <= self.context:
+        if not ids or (len(ids) > self.context and not self.window):
             raise UsageError(f"{len(ids)} tokens given: from 1 to {self.context} fit the context")
         vocab_size = self.config.vocab_size
         step = max(1, min(PROMPT_CHUNK, LOGITS_AT_ONCE // vocab_size))
-        state = self.model.new_state(StateOptions(len(ids), self.kv_bits))
+        state = self.model.new_state(self.state_options(len(ids)))
         for at in range(0, len(ids), step):
             chunk = ids[at : at + step]
             yield self.backend.to_host(self.model.forward(chunk, state, n_logits=len(chunk)), vocab_size)
+
+    def state_options(self, n_positions: int) -> StateOptions:
+        """Of a new state with room for so many positions, or of any number where there is a window."""
+        return StateOptions(n_positions, self.kv_bits, self.window, self.sinks if self.window else 0)
 
     def check_tokens(self, ids: Sequence[int]) -> None:
         """Raises UsageError for an id that the model does not have."""

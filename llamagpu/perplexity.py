@@ -67,6 +67,17 @@ def windows(
     return found
 
 
+def stream(tokenizer: Tokenizer, text: str, n_tokens: int | None = None) -> Window:
+    """The text, or its first n_tokens, as one window of any length behind the start token. Raises UsageError."""
+    if n_tokens is not None:
+        check_whole("tokens", n_tokens, 1, 1 << 40)
+    ids = tokenizer.encode(text, add_bos=False)[:n_tokens]
+    window = Window(ids if tokenizer.bos_id is None else [tokenizer.bos_id, *ids], 1)
+    if window.n_scored < 1:
+        raise UsageError("the text is too short: a token is scored by what comes before it, so two are needed")
+    return window
+
+
 def logits_of(llm: LLM, window: Window) -> Iterator[tuple[Logits, NDArray[np.int64]]]:
     """Logits before each scored token and these tokens, a part of the window at a time. Raises LlamaGPUError."""
     position = 0
@@ -118,13 +129,14 @@ class Score(Likelihood):
 
 
 def score(llm: LLM, parts: Sequence[Window], on_tokens: OnTokens = lambda n: None) -> Score:
-    """Negative log-likelihood of what the windows score. on_tokens: called with the tokens of each window."""
+    """Negative log-likelihood of what the windows score. on_tokens: called with numbers of tokens that are read."""
     values: list[Doubles] = []
     start = time.perf_counter()
     for window in parts:
         for logits, targets in logits_of(llm, window):
             values.append(-log_softmax(logits)[np.arange(len(targets)), targets])
-        on_tokens(len(window.ids))
+            on_tokens(len(targets))
+        on_tokens(len(window.ids) - window.n_scored)
     n_scored, n_read = sum(window.n_scored for window in parts), sum(len(window.ids) for window in parts)
     return Score(*mean_and_error(np.concatenate(values)), n_scored, n_read, time.perf_counter() - start)
 

@@ -11,7 +11,8 @@ from typing import Any
 from llamagpu.bench_command import check_output, write
 from llamagpu.errors import UsageError
 from llamagpu.llm import LLM, load
-from llamagpu.perplexity import Window, score, windows
+from llamagpu.models.window import window_and_sinks
+from llamagpu.perplexity import Window, score, stream, windows
 from llamagpu.perplexity import compare as compare_models
 from llamagpu.sampling import check_whole
 from llamagpu.terminal import ProgressBar, human_bytes, say
@@ -27,6 +28,9 @@ def perplexity(
     stride: int | None = None,
     documents: bool = False,
     limit: int = 0,
+    window: int | None = None,
+    sinks: int | None = None,
+    tokens: int | None = None,
     kv_bits: int = 16,
     device: str = "auto",
     tokenizer: str | None = None,
@@ -41,22 +45,36 @@ def perplexity(
         stride: Tokens from one window to the next. By default half the context.
         documents: The text is documents, one a line (a doubled newline is within one), each cut at the context.
         limit: Only the first so many windows or documents. 0: all.
+        window: Read the text as one stream without end, of which the first few and the last so many tokens are kept.
+        sinks: With --window, how many of the first tokens are kept. By default 4.
+        tokens: With --window, only the first so many tokens. By default all.
         kv_bits: 8 keeps keys and values as whole numbers with a scale per head.
         device: auto, cuda, cuda:N or cpu.
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         json: Write every figure to this file, too.
     """
     check_output("json", json)
+    kept = window_and_sinks(window, sinks)
+    of_windows = {"context": context, "stride": stride, "documents": documents, "limit": limit}
+    if not kept[0] and tokens is not None:
+        raise UsageError("--tokens is for --window: windows of a text are bounded by --limit")
+    for name, given in of_windows.items():
+        if kept[0] and given:
+            raise UsageError(f"--{name} does not go with --window, which reads the text as one stream")
     content = read_text(text)
-    llm = load(model, device, tokenizer, kv_bits=kv_bits)
-    parts = cut(llm, content, llm.context, context, stride, documents, limit)
+    llm = load(model, device, tokenizer, kv_bits=kv_bits, window=kept[0], sinks=kept[1])
+    if kept[0]:
+        parts = [stream(llm.tokenizer, content, tokens)]
+    else:
+        parts = cut(llm, content, llm.context, context, stride, documents, limit)
     say(f"running on {llm.device.description}")
     bar = bar_of(parts)
     scored = score(llm, parts, bar.advance)
     bar.close()
     print_row("nats a token", f"{scored.nll:.5f} +- {scored.nll_error:.5f}")
     print_row("perplexity", f"{scored.perplexity:.4f} +- {scored.perplexity_error:.4f}")
-    print_row("tokens", f"{scored.n_scored} scored in {len(parts)} {'documents' if documents else 'windows'}")
+    of_parts = "one stream" if kept[0] else f"{len(parts)} {'documents' if documents else 'windows'}"
+    print_row("tokens", f"{scored.n_scored} scored in {of_parts}")
     say(f"{scored.n_read / scored.seconds:.0f} tok/s")
     save(json, {**asdict(scored), "perplexity": scored.perplexity, "n_windows": len(parts)})
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from llamagpu.backends.protocol import Array
 from llamagpu.errors import ContextFullError, UsageError
-from llamagpu.models import State, StateOptions
+from llamagpu.models import State
 from llamagpu.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Session:
             self.llm.model.load_state(self._state, arrays, length)
 
     def _new_state(self, n_tokens: int) -> State:
-        return self.llm.model.new_state(StateOptions(positions(n_tokens, self.llm.context), self.llm.kv_bits))
+        return self.llm.model.new_state(self.llm.state_options(positions(n_tokens, self.llm.context)))
 
     def restore(self, arrays: dict[str, Any], length: int) -> None:
         """Take on a saved state. Raises ValueError where it does not fit."""

@@ -13,7 +13,7 @@ import pytest
 import llamagpu
 from llamagpu.errors import LlamaGPUError, UsageError
 from llamagpu.llm import LLM
-from llamagpu.perplexity import Window, compare, score, windows
+from llamagpu.perplexity import Window, compare, score, stream, windows
 from tests.small_files import Shape, random_weights, v0_bytes
 from tests.test_cli import fails
 from tests.test_cli import llamagpu as command
@@ -149,3 +149,26 @@ def test_wrong_input_is_one_line(small_model: Path, tmp_path: Path) -> None:
     assert "--stride is for windows" in fails("perplexity", small_model, text, "--stride", "3", "--documents")
     assert "kv_bits must be 8 or 16" in fails("perplexity", small_model, text, "--kv_bits", "4")
     assert "is a folder" in fails("perplexity", small_model, text, "--json", tmp_path)
+
+
+def test_a_text_without_end_is_one_stream(small_model: Path, tmp_path: Path) -> None:
+    """Every token once, behind the start token; the command says the same as the definition."""
+    llm = llamagpu.load(small_model, device="cpu", window=9, sinks=2)
+    text = TEXT * 2
+    ids = llm.tokenizer.encode(text, add_bos=True)
+    assert len(ids) > 64, "longer than the context of 32"
+    assert stream(llm.tokenizer, text) == Window(ids, 1)
+    assert stream(llm.tokenizer, text, 40) == Window(ids[:41], 1)
+    rows = plain_log_probabilities(llm, ids)
+    expected = -np.mean([row[token] for row, token in zip(rows, ids[1:], strict=False)])
+    read: list[int] = []
+    scored = score(llm, [stream(llm.tokenizer, text)], read.append)
+    assert scored.nll == pytest.approx(expected, abs=1e-6)
+    assert (scored.n_scored, scored.n_read, sum(read)) == (len(ids) - 1, len(ids), len(ids))
+    (tmp_path / "text.txt").write_text(text)
+    arguments = ("--window", "9", "--sinks", "2", "--device", "cpu", "--json", tmp_path / "out.json")
+    result = command("perplexity", small_model, tmp_path / "text.txt", *arguments)
+    assert "scored in one stream" in result.stdout.decode()
+    assert json.loads((tmp_path / "out.json").read_text())["nll"] == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(UsageError, match="too short"):
+        stream(llm.tokenizer, "")

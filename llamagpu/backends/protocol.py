@@ -66,12 +66,16 @@ class Backend(Protocol):
     def kv_cache(self, config: ModelConfig, capacity: int, kv_bits: int = 16) -> KVCache:
         """kv_bits: 16 for keys and values as the backend keeps them, 8 for whole numbers with a scale per head."""
 
+    def window_cache(self, config: ModelConfig, window: int, sinks: int) -> KVCache:
+        """A cache of the first ``sinks`` and the last ``window`` tokens, that never fills. Its ``room`` is None, its
+        ``ring`` says where tokens are; of a cache as above ``ring`` is None."""
+
     def save_cache(self, cache: KVCache) -> dict[str, NDArray[Any]]:
         """The filled positions of keys and values [n_layers, n_kv_heads, length, head_dim], and of the scales."""
         ...
 
-    def load_cache(self, cache: KVCache, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """The inverse, for arrays of the same shapes; types are converted."""
+    def load_cache(self, cache: KVCache, arrays: Mapping[str, NDArray[Any]], length: int) -> None:
+        """The inverse, for arrays of the same shapes, saved after ``length`` tokens; types are converted."""
 
     def sampler(self, params: SamplingParams, vocab_size: int) -> Sampler: ...
 

@@ -14,10 +14,15 @@ from llamagpu.config import ModelConfig
 
 @dataclass(frozen=True)
 class StateOptions:
-    """n_positions: to make room for, where a model has a place for each. kv_bits: 16 or 8, of keys and values."""
+    """n_positions: to make room for, where a model has a place for each. kv_bits: 16 or 8, of keys and values.
+
+    window: keep the first ``sinks`` and the last ``window`` tokens alone, for ever; 0: keep all.
+    """
 
     n_positions: int
     kv_bits: int = 16
+    window: int = 0
+    sinks: int = 0
 
 
 class State(Protocol):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from llamagpu.backends.protocol import Array, Backend, KVCache, Weight
 from llamagpu.checkpoint import Checkpoint
 from llamagpu.models.base import StateOptions
+from llamagpu.models.window import check_window
 
 
 @dataclass(frozen=True)
@@ -73,25 +74,39 @@ class Llama:
         self.head = self.embedding if self.config.tied_head else load(backend.weight, "output")
 
     def new_state(self, options: StateOptions) -> KVCache:
+        if options.window:
+            check_window(self.config, options.window, options.sinks, options.kv_bits)
+            return self.backend.window_cache(self.config, options.window, options.sinks)
         return self.backend.kv_cache(self.config, options.n_positions, options.kv_bits)
 
     def decode(self, state: KVCache, sampler: Any, logits: Array, n_tokens: int) -> Iterator[int]:
         return self.backend.decode(self.forward, state, sampler, logits, n_tokens)
 
     def save_state(self, state: KVCache) -> dict[str, NDArray[Any]]:
-        """keys, values [n_layers, n_kv_heads, length, head_dim]; of 8 bits also scales, of both without head_dim."""
+        """keys, values [n_layers, n_kv_heads, length, head_dim]; of 8 bits also scales, of both without head_dim.
+
+        With a window: window_keys (before RoPE), window_values of the tokens that are kept, window_and_sinks [2].
+        """
         return self.backend.save_cache(state)
 
     def load_state(self, state: KVCache, arrays: Mapping[str, NDArray[Any]], length: int) -> None:
-        config = self.config
-        shape = (config.n_layers, config.n_kv_heads, length, config.head_dim)
-        expected = {"keys": shape, "values": shape} | ({"scales": (2, *shape[:3])} if "scales" in arrays else {})
+        config, ring = self.config, state.ring
+        n_kept = length if ring is None else min(length, ring.n_kept)
+        shape = (config.n_layers, config.n_kv_heads, n_kept, config.head_dim)
+        expected: dict[str, tuple[int, ...]] = {"keys": shape, "values": shape}
+        if ring is not None:
+            if "window_and_sinks" in arrays and arrays["window_and_sinks"].tolist() != [ring.window, ring.sinks]:
+                found_ring = " and ".join(map(str, arrays["window_and_sinks"].tolist()))
+                raise ValueError(f"holds a window and sinks of {found_ring}, not {ring.window} and {ring.sinks}")
+            expected = {"window_keys": shape, "window_values": shape, "window_and_sinks": (2,)}
+        elif "scales" in arrays:
+            expected["scales"] = (2, *shape[:3])
         found = {name: array.shape for name, array in arrays.items()}
         if found != expected:
             raise ValueError(f"holds arrays of {found}, this model has {expected}")
-        if length > state.capacity:
+        if ring is None and length > state.capacity:
             raise ValueError(f"holds {length} tokens, the context {state.capacity}")
-        self.backend.load_cache(state, arrays)
+        self.backend.load_cache(state, arrays, length)
         state.length = length
 
     def forward(self, tokens: Any, cache: KVCache, n_logits: int = 1) -> Array:
@@ -104,7 +119,7 @@ class Llama:
 
     def _forward(self, tokens: Any, cache: KVCache, n_logits: int) -> Array:
         backend, config = self.backend, self.config
-        assert cache.length + len(tokens) <= cache.capacity, "the caller keeps within the context"
+        assert cache.room is None or len(tokens) <= cache.room, "the caller keeps within the context"
         x = backend.embedding(self.embedding, tokens, cache)
         for i, layer in enumerate(self.layers):
             q = backend.rmsnorm_qkv_rope(x, layer.attention_norm, layer.qkv, cache, i, config)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.backends.cpu.attention import attention
+from llamagpu.backends.cpu.attention_window import CPUWindowCache, Ring, attention_window
 from llamagpu.backends.cpu.kv_int8 import in_type, quantize_rows, widen_rows
 from llamagpu.backends.cpu.linear import embedding, linear
 from llamagpu.backends.cpu.rmsnorm import rmsnorm
@@ -42,6 +43,7 @@ class CPUCache:
     scales: Floats | None = None
     length: int = 0
     rewindable = True
+    ring: None = None
 
     @property
     def capacity(self) -> int:
@@ -147,12 +149,21 @@ class CPUBackend:
                 f"a context of {capacity} tokens needs {gib:.1f} GiB of memory: give a smaller --context"
             ) from None
 
-    def save_cache(self, cache: CPUCache) -> dict[str, NDArray[Any]]:
+    def window_cache(self, config: ModelConfig, window: int, sinks: int) -> CPUWindowCache:
+        ring = Ring(window, sinks)
+        shape = (config.n_layers, config.n_kv_heads, ring.n_places, config.head_dim)
+        return CPUWindowCache(np.zeros(shape, np.float32), np.zeros(shape, np.float32), ring)
+
+    def save_cache(self, cache: CPUCache | CPUWindowCache) -> dict[str, NDArray[Any]]:
+        if isinstance(cache, CPUWindowCache):
+            return cache.save()
         filled = slice(cache.length)
         arrays = {"keys": cache.keys[:, :, filled].copy(), "values": cache.values[:, :, filled].copy()}
         return arrays if cache.scales is None else arrays | {"scales": cache.scales[..., filled].copy()}
 
-    def load_cache(self, cache: CPUCache, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def load_cache(self, cache: CPUCache | CPUWindowCache, arrays: Mapping[str, NDArray[Any]], length: int) -> None:
+        if isinstance(cache, CPUWindowCache):
+            return cache.load(arrays, length)
         filled = slice(arrays["keys"].shape[2])
         parts = in_type(arrays, scaled=cache.scales is not None)
         cache.keys[:, :, filled], cache.values[:, :, filled] = parts["keys"], parts["values"]
@@ -174,7 +185,7 @@ class CPUBackend:
         x: Floats,
         norm: Floats,
         w: QKV,
-        cache: CPUCache,
+        cache: CPUCache | CPUWindowCache,
         layer: int,
         config: ModelConfig,
     ) -> Floats:
@@ -186,11 +197,16 @@ class CPUBackend:
         q, k, v = (product.reshape(n, -1, config.head_dim) for product in products)
         if w.norms is not None:
             q, k = (rmsnorm(x, norm, config.norm_eps) for x, norm in zip((q, k), w.norms, strict=True))
+        if isinstance(cache, CPUWindowCache):
+            cache.append(layer, k, v)
+            return q  # RoPE comes with attention
         cos, sin = rope_angles(start, n, config)
         cache.append(layer, rope(k, cos, sin, config.rope_layout), v)
         return rope(q, cos, sin, config.rope_layout)
 
-    def attention(self, q: Floats, cache: CPUCache, layer: int, config: ModelConfig) -> Floats:
+    def attention(self, q: Floats, cache: CPUCache | CPUWindowCache, layer: int, config: ModelConfig) -> Floats:
+        if isinstance(cache, CPUWindowCache):
+            return attention_window(q, *cache.read(layer, len(q)), cache.length, cache.ring, config)
         window = config.window_of(layer)
         return attention(q, *cache.read(layer, len(q), window), cache.length, window)
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from llamagpu.backends.cpu.attention_window import Ring
 from llamagpu.backends.cuda import launches
 from llamagpu.backends.cuda.cache import MAX_PROMPT_CHUNK, CUDACache, bucket_of
 from llamagpu.backends.cuda.device import Device, DeviceArray, Graph
@@ -30,12 +31,14 @@ from llamagpu.backends.cuda.matrix import (
 )
 from llamagpu.backends.cuda.sampler import RING_SIZE, CUDASampler
 from llamagpu.backends.cuda.vectors import Coming, Residual, Target, Vectors
+from llamagpu.backends.cuda.window_cache import CUDAWindowCache
 from llamagpu.backends.protocol import Forward
 from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
 from llamagpu.errors import LlamaGPUError, UsageError
 from llamagpu.sampling import DAMAGED_LOGITS, SamplingParams
 
+AnyCache = CUDACache | CUDAWindowCache
 STEPS_AHEAD = 4  # decode steps that wait on the GPU while the host looks at earlier tokens
 LARGEST_HEAD_DIM = 1024  # kernels/attention.cu
 FEW_COLUMNS = 8  # up to here one pass over the weights does; above, tensor cores
@@ -85,14 +88,27 @@ class CUDABackend:
                 f"heads of {config.head_dim} elements are too wide for the GPU kernels"
                 f" (at most {LARGEST_HEAD_DIM}): --device cpu runs this model"
             )
-        dtype = self.kv_dtype or (np.float32 if self._qkv_kinds == {"F32"} else np.float16)
-        dtype = np.int8 if kv_bits == 8 else dtype
-        return CUDACache(self.device, config, capacity, dtype)
+        return CUDACache(self.device, config, capacity, np.int8 if kv_bits == 8 else self.type_of_keys())
 
-    def save_cache(self, cache: CUDACache) -> dict[str, NDArray[Any]]:
+    def window_cache(self, config: ModelConfig, window: int, sinks: int) -> CUDAWindowCache:
+        if config.head_dim > launches.WIDEST_DECODE_HEAD:
+            raise UsageError(
+                f"heads of {config.head_dim} elements are too wide for windows on a GPU"
+                f" (at most {launches.WIDEST_DECODE_HEAD}): --device cpu runs this model"
+            )
+        return CUDAWindowCache(self.device, config, Ring(window, sinks), self.type_of_keys())
+
+    def type_of_keys(self) -> DTypeLike:
+        return self.kv_dtype or (np.float32 if self._qkv_kinds == {"F32"} else np.float16)
+
+    def save_cache(self, cache: CUDACache | CUDAWindowCache) -> dict[str, NDArray[Any]]:
+        if isinstance(cache, CUDAWindowCache):
+            return cache.save(self.device)
         return cache.save(self.device, cache.angles.shape[1])
 
-    def load_cache(self, cache: CUDACache, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def load_cache(self, cache: CUDACache | CUDAWindowCache, arrays: Mapping[str, NDArray[Any]], length: int) -> None:
+        if isinstance(cache, CUDAWindowCache):
+            return cache.load(self.device, arrays, length)
         cache.load(self.device, arrays)
 
     def sampler(self, params: SamplingParams, vocab_size: int) -> CUDASampler:
@@ -154,12 +170,12 @@ class CUDABackend:
         launches.split_halves(self.device, x, dim, n, high, low, inverse_scales, w.place)
         launches.linear_prompt(self.device, w, high, low, inverse_scales, n, y, y_width, first, step)
 
-    def embedding(self, table: DeviceMatrix, tokens: Sequence[int] | DeviceArray, cache: CUDACache) -> Residual:
+    def embedding(self, table: DeviceMatrix, tokens: Sequence[int] | DeviceArray, cache: AnyCache) -> Residual:
         n, width = len(tokens), table.in_features
         if isinstance(tokens, Sequence):
             assert n <= MAX_PROMPT_CHUNK, "the caller cuts prompts into chunks"
             self.device.copy(cache.tokens[:n], np.asarray(tokens, np.int32))
-            self.device.copy(cache.position, np.asarray([cache.length], np.int32))
+            self.device.copy(cache.position, np.asarray([cache.position_of(cache.length)], np.int32))
             cache.limit = bucket_of(cache.length + n, cache.capacity)
         x = self.scratch("x", n, width)
 
@@ -169,14 +185,14 @@ class CUDABackend:
         return Residual(x, n, width, 1, write, lambda: write(Target()))
 
     def rmsnorm_qkv_rope(
-        self, x: Residual, norm: DeviceArray, w: Stack, cache: CUDACache, layer: int, config: ModelConfig
+        self, x: Residual, norm: DeviceArray, w: Stack, cache: AnyCache, layer: int, config: ModelConfig
     ) -> DeviceArray:
         q = self.scratch("q", x.n, config.q_dim)
         place = (cache.angles, cache.position, x.n, config, cache.keys[layer], cache.values[layer])
         if is_fused(x.n, w):
             matrix = w.parts[0].matrix
             vectors = self.read_normed(x, norm, config.norm_eps, matrix)
-            if w.norms is None and cache.keys.dtype != np.int8:
+            if w.norms is None and cache.keys.dtype != np.int8 and cache.ring is None:
                 launches.qkv_rope(self.device, matrix, vectors, w.bias, *place, q)
                 return q
             # the norm of a head, and its scale of 8 bits, need all of it, which no block of the product has
@@ -184,20 +200,28 @@ class CUDABackend:
             launches.linear(self.device, matrix, vectors, x.n, qkv, w.out_features)
         else:
             qkv = self.products(self.normed_rows(x, norm, config.norm_eps), x.n, w, "qkv")
-        launches.rope_append(self.device, qkv, w.bias, w.norms, *place, cache.scales(layer), q)
+        launches.rope_append(self.device, qkv, w.bias, w.norms, *place, cache.scales(layer), q, cache.ring)
         return q
 
-    def attention(self, q: DeviceArray, cache: CUDACache, layer: int, config: ModelConfig) -> Coming:
+    def attention(self, q: DeviceArray, cache: AnyCache, layer: int, config: ModelConfig) -> Coming:
         n, window = q.shape[0], config.window_of(layer)
         limit = min(cache.limit, window + n) if window else cache.limit
-        n_splits = launches.attention_splits(self.device, n, limit, config)
+        splits_of = launches.attention_splits if cache.ring is None else launches.window_splits
+        n_splits = splits_of(self.device, n, limit, config)
         n_queries = n_splits * n * config.n_heads
         partial = self.scratch("partial", n_queries, config.head_dim)
         stats = self.scratch("stats", -(-n_queries // 8), 16)  # two numbers a query, in rows of 16
-        launches.attention_split(
-            self.device, q, cache.keys[layer], cache.values[layer], cache.scales(layer), cache.position, n, n_splits,
-            config, window, partial, stats,
-        )  # fmt: skip
+        keys, values = cache.keys[layer], cache.values[layer]
+        if cache.ring is None:
+            launches.attention_split(
+                self.device, q, keys, values, cache.scales(layer), cache.position, n, n_splits, config, window,
+                partial, stats,
+            )  # fmt: skip
+        else:
+            launches.attention_window(
+                self.device, q, keys, values, cache.angles, cache.position, n, n_splits, config, cache.ring,
+                partial, stats,
+            )  # fmt: skip
 
         def write(target: Target) -> None:
             launches.attention_merge(self.device, partial, stats, n, n_splits, config, target)
@@ -258,16 +282,17 @@ class CUDABackend:
         self.device.event().wait()
 
     def decode(
-        self, forward: Forward, cache: CUDACache, sampler: CUDASampler, logits: DeviceArray, n_tokens: int
+        self, forward: Forward, cache: AnyCache, sampler: CUDASampler, logits: DeviceArray, n_tokens: int
     ) -> Iterator[int]:
         """The host stays STEPS_AHEAD steps ahead of the tokens that it reads; what it does not read is dropped.
 
         With a state that cannot go back, no step ahead: the queue is then empty whenever a token is given.
         """
         device, token = self.device, cache.tokens[:1]
-        ahead = STEPS_AHEAD if cache.rewindable else 0
+        # a ring has places to spare: a few steps that are dropped have overwritten nothing that is still seen
+        ahead = STEPS_AHEAD if cache.rewindable or cache.ring is not None else 0
         # the sampler moves the position on, and the prompt is at its end already
-        device.copy(cache.position, np.asarray([cache.length - 1], np.int32))
+        device.copy(cache.position, np.asarray([cache.position_of(cache.length) - 1], np.int32))
         sampler.launch(logits[-1], token, cache.position)
 
         def step() -> None:
@@ -280,6 +305,8 @@ class CUDABackend:
         try:
             for n_read in range(n_tokens):
                 while n_launched < n_tokens and n_launched - n_read <= ahead:
+                    if cache.counts_anew(at := length + n_launched - 1):
+                        device.copy(cache.position, np.asarray([cache.position_of(at)], np.int32))
                     bucket = cache.limit = bucket_of(length + n_launched, cache.capacity)
                     if bucket not in graphs:
                         step()  # once as it is: compiles what is new, makes the scratch arrays

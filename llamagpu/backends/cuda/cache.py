@@ -40,6 +40,7 @@ class CUDACache:
     """
 
     rewindable = True
+    ring = None
 
     def __init__(self, device: Device, config: ModelConfig, capacity: int, dtype: DTypeLike) -> None:
         shape = (config.n_layers, config.n_kv_heads, capacity, padded(config.head_dim))
@@ -56,6 +57,13 @@ class CUDACache:
     @property
     def room(self) -> int:
         return self.capacity - self.length
+
+    def position_of(self, n: int) -> int:
+        return n
+
+    def counts_anew(self, n: int) -> bool:
+        """Never: what is counted on the device ends with the capacity."""
+        return False
 
     def save(self, device: Device, head_dim: int) -> dict[str, NDArray[Any]]:
         """The filled positions as host arrays: see ``Backend.save_cache``."""

@@ -35,6 +35,7 @@ INSTANCES: dict[str, tuple[str, ...]] = {
     ),
     "attention": (*(f"attention_split<{kv}, {rows}>" for kv in KV_TYPES for rows in ROWS), "attention_merge"),
     "attention_decode": tuple(f"attention_decode<{kv}, {rows}>" for kv in KV_TYPES for rows in ROWS),
+    "attention_window": tuple(f"attention_window<{kv}, {rows}>" for kv in KV_TYPES[:2] for rows in ROWS),
     "gate_up": tuple(f"gate_up<{product}>" for product in PRODUCTS),
     "split_halves": ("split_halves",),
     "split_bf16": ("split_bf16",),

@@ -6,6 +6,7 @@ otherwise. Results are written into the array that is named last.
 
 from __future__ import annotations
 
+from llamagpu.backends.cpu.attention_window import Ring
 from llamagpu.backends.cuda.device import Device, DeviceArray, f32, i32
 from llamagpu.backends.cuda.kernels import COLUMNS, ROWS
 from llamagpu.backends.cuda.matrix import DeviceMatrix, padded
@@ -180,13 +181,18 @@ def rope_append(
     values: DeviceArray,
     scales: Scales | None,
     q: DeviceArray,
+    ring: Ring | None = None,
 ) -> None:
-    """What qkv_rope does after its products, which are qkv, in the order of pairs; norms: of the heads of q and k."""
+    """What qkv_rope does after its products, which are qkv, in the order of pairs; norms: of the heads of q and k.
+
+    ring: for ``attention_window``, with its keys, values and angles: only q is turned.
+    """
     launch = device.kernel("rope", f"rope_append<{KV_NAMES[keys.dtype.name]}>")
     n_heads = config.n_heads + 2 * config.n_kv_heads
     sizes = (config.n_heads, config.n_kv_heads, config.head_dim, keys.shape[1], config.rope_layout == "half_split")
+    of_ring = (ring.window, ring.sinks, ring.n_turns) if ring else (0, 0, 0)
     vectors = (qkv, bias, *(norms or (None, None)), f32(config.norm_eps), angles)
-    args = (*vectors, position, q, keys, values, *(scales or (None, None)), *map(i32, sizes))
+    args = (*vectors, position, q, keys, values, *(scales or (None, None)), *map(i32, (*sizes, *of_ring)))
     launch((-(-n_heads // ROPE_HEADS), n), (ROPE_HEADS * 32,), args, 0, True)
 
 
@@ -249,6 +255,49 @@ def attention_split(
     cached = (keys, values, *(scales or (None, None)))
     args = (q, *cached, position, partial, stats, *sizes, f32(head_dim**-0.5))
     launch((n_blocks, n_kv_heads, n_splits), (threads,), args, 4 * shared_floats, True)
+
+
+def window_rows(config: ModelConfig) -> int:
+    """Queries of one token that a block serves."""
+    group = config.n_heads // config.n_kv_heads
+    return next((rows for rows in ROWS if rows >= group), ROWS[-1])
+
+
+def window_splits(device: Device, n: int, limit: int, config: ModelConfig) -> int:
+    """As ``attention_splits``, for ``attention_window``."""
+    n_blocks = n * -(-config.n_heads // config.n_kv_heads // window_rows(config)) * config.n_kv_heads
+    return max(1, min(-(-2 * device.n_multiprocessors // n_blocks), -(-limit // ATTENTION_TILE), MOST_SPLITS))
+
+
+def attention_window(
+    device: Device,
+    q: DeviceArray,
+    keys: DeviceArray,
+    values: DeviceArray,
+    angles: DeviceArray,
+    position: DeviceArray,
+    n: int,
+    n_splits: int,
+    config: ModelConfig,
+    ring: Ring,
+    partial: DeviceArray,
+    stats: DeviceArray,
+) -> None:
+    """Attention of the n tokens from *position on over what each sees of the ring, which already holds theirs.
+
+    q, keys, values: as ``rope_append`` writes them. partial, stats: as of ``attention_split``.
+    """
+    rows, stride = window_rows(config), padded(config.head_dim)
+    lanes_per_key = 2
+    while lanes_per_key < stride // 8:
+        lanes_per_key *= 2
+    launch = device.kernel("attention_window", f"attention_window<{KV_NAMES[keys.dtype.name]}, {rows}>")
+    sizes = (n, config.n_heads, config.n_kv_heads, config.head_dim, keys.shape[1], lanes_per_key)
+    of_ring = (ring.window, ring.sinks, ring.n_turns)
+    args = (q, keys, values, angles, position, partial, stats, *map(i32, (*sizes, *of_ring)))
+    grid = (n * -(-config.n_heads // config.n_kv_heads // rows), config.n_kv_heads, n_splits)
+    shared_bytes = 4 * DECODE_WARPS * rows * stride
+    launch(grid, (DECODE_WARPS * 32,), (*args, f32(config.head_dim**-0.5)), shared_bytes, True)
 
 
 def attention_merge(

@@ -19,7 +19,7 @@ SETTINGS = np.dtype(
         ("repetition_penalty", np.float32), ("top_k", np.int32), ("greedy", np.int32),
     ]
 )  # fmt: skip
-STATE = np.dtype([("n_drawn", np.uint64), ("n_made", np.int32), ("unused", np.int32)])
+STATE = np.dtype([("n_drawn", np.uint64), ("n_made", np.uint32), ("unused", np.int32)])
 
 
 def settings_of(params: SamplingParams) -> np.ndarray[tuple[int], np.dtype[np.void]]:
