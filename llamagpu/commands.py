@@ -44,6 +44,7 @@ def run(
     tokenizer: str | None = None,
     context: int | None = None,
     kv_bits: int = 16,
+    memory_update: str = "chunk",
     echo: bool = False,
     faithful: bool = False,
 ) -> None:
@@ -65,6 +66,7 @@ def run(
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         context: Number of positions to keep. By default what the model was trained for.
         kv_bits: 8 keeps keys and values in half the memory, with a little loss; 16 as they are.
+        memory_update: Of a model with a memory: renew it after each chunk, as it was trained, or after each token.
         echo: Print the prompt on stdout too. (A terminal shows it in any case.)
         faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
     """
@@ -82,7 +84,7 @@ def run(
         for bar in bars.values():
             bar.close()
 
-    llm = load(model, device, tokenizer, context, on_work, faithful, kv_bits)
+    llm = load(model, device, tokenizer, context, on_work, faithful, kv_bits, memory_update)
     progress, interrupt = ProgressBar("reading the prompt", "tok"), Interrupt()
     bars["prompt"] = progress
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from llamagpu.errors import UsageError
-from llamagpu.models import StateOptions
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.tokenizers import StreamDecoder
 
@@ -52,7 +51,7 @@ class Generation:
         if llm.quirks.repeats_last_prompt_token:
             self.prompt_tokens.append(self.prompt_tokens[-1])
         n_prompt = len(self.prompt_tokens)
-        if n_prompt > llm.context:
+        if n_prompt > llm.context and not llm.config.endless:
             raise UsageError(f"the prompt is {n_prompt} tokens, the context {llm.context}: shorten the prompt")
         llm.check_tokens(self.prompt_tokens)
         self.tokens: list[int] = []
@@ -94,7 +93,7 @@ class Generation:
         end_ids = {llm.tokenizer.bos_id, llm.tokenizer.eos_id, *llm.tokenizer.stop_ids, *llm.checkpoint.stop_tokens}
         start = time.perf_counter()
         n_positions = positions(len(prompt) + self.max_tokens, llm.context)
-        state = llm.model.new_state(StateOptions(n_positions, llm.kv_bits))
+        state = llm.model.new_state(llm.state_options(n_positions))
         sampler = llm.backend.sampler(self.params, llm.config.vocab_size)
         sampler.see(prompt)
         for at in range(0, len(prompt), PROMPT_CHUNK):

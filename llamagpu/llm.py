@@ -17,12 +17,13 @@ from llamagpu.devices import OnWork, choose_device
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.generation import PROMPT_CHUNK, Generation
-from llamagpu.models import StateOptions, load_model
+from llamagpu.models import MEMORY_UPDATES, StateOptions, load_model
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.tokenizers import Tokenizer, find_beside, names_beside, open_spec, read_spec
 
 DEMO = "demo"
 LOGITS_AT_ONCE = 1 << 24
+MOST_POSITIONS = 1 << 40  # of a model without an end
 
 
 def model_path(model: str | Path) -> Path:
@@ -76,6 +77,7 @@ def load(
     on_work: OnWork = lambda title, n, total: None,
     faithful: bool = False,
     kv_bits: int = 16,
+    memory_update: str = "chunk",
 ) -> LLM:
     """Open a model and put it on a device.
 
@@ -83,15 +85,18 @@ def load(
     file, where the model's own is not wanted or not found. context: positions to keep, at most and by default what the
     model was trained for. on_work: called as weights are loaded (in bytes) and kernels compiled. faithful: do as the
     program that the file comes from does where that differs (see Checkpoint.quirks), which only the CPU can. kv_bits:
-    8 keeps keys and values as whole numbers with a scale per head and position, half the memory of 16. Raises
+    8 keeps keys and values as whole numbers with a scale per head and position, half the memory of 16. memory_update:
+    whether a model with a memory renews it after each "chunk", as it was trained, or after each "token". Raises
     ModelFormatError, DeviceError or UsageError.
     """
-    return LLM(open_checkpoint(model_path(model)), device, tokenizer, context, on_work, faithful, kv_bits)
+    checkpoint = open_checkpoint(model_path(model))
+    return LLM(checkpoint, device, tokenizer, context, on_work, faithful, kv_bits, memory_update)
 
 
 class LLM:
     """A model ready to run. ``config`` is its shape, ``device`` what it runs on, ``context`` its positions.
 
+    A model without an end has any number of positions: its context only says how many ``logits`` and perplexity read.
     ``quirks`` are those that it reproduces: none, unless it is faithful and there are some.
     """
 
@@ -104,6 +109,7 @@ class LLM:
         on_work: OnWork = lambda title, n, total: None,
         faithful: bool = False,
         kv_bits: int = 16,
+        memory_update: str = "chunk",
     ) -> None:
         self.quirks = checkpoint.quirks if faithful else Quirks()
         if self.quirks.rope_layout is not None:
@@ -112,10 +118,14 @@ class LLM:
         self.checkpoint = checkpoint
         self.config: ModelConfig = checkpoint.config
         self.context = self.config.max_seq_len if context is None else context
-        check_whole("context", self.context, 1, self.config.max_seq_len)
+        check_whole("context", self.context, 1, MOST_POSITIONS if self.config.endless else self.config.max_seq_len)
         if kv_bits not in (8, 16):
             raise UsageError(f"kv_bits must be 8 or 16, not {kv_bits}")
         self.kv_bits = kv_bits
+        if memory_update not in MEMORY_UPDATES or (memory_update != "chunk" and not self.config.mem_len):
+            known = " or ".join(MEMORY_UPDATES if self.config.mem_len else MEMORY_UPDATES[:1])
+            raise UsageError(f"memory_update must be {known} for this model, not {memory_update!r}")
+        self.memory_update = memory_update
         self._tokenizer_path = tokenizer
         if tokenizer is not None:
             _ = self.tokenizer  # a tokenizer that was asked for and does not fit is an error now, not at first use
@@ -175,10 +185,14 @@ class LLM:
             raise UsageError(f"{len(ids)} tokens given: from 1 to {self.context} fit the context")
         vocab_size = self.config.vocab_size
         step = max(1, min(PROMPT_CHUNK, LOGITS_AT_ONCE // vocab_size))
-        state = self.model.new_state(StateOptions(len(ids), self.kv_bits))
+        state = self.model.new_state(self.state_options(len(ids)))
         for at in range(0, len(ids), step):
             chunk = ids[at : at + step]
             yield self.backend.to_host(self.model.forward(chunk, state, n_logits=len(chunk)), vocab_size)
+
+    def state_options(self, n_positions: int) -> StateOptions:
+        """What a new state of this model is to be, with room for so many positions."""
+        return StateOptions(n_positions, self.kv_bits, self.memory_update)
 
     def check_tokens(self, ids: Sequence[int]) -> None:
         """Raises UsageError for an id that the model does not have."""

@@ -14,10 +14,14 @@ from llamagpu.config import ModelConfig
 
 @dataclass(frozen=True)
 class StateOptions:
-    """n_positions: to make room for, where a model has a place for each. kv_bits: 16 or 8, of keys and values."""
+    """n_positions: to make room for, where a model has a place for each. kv_bits: 16 or 8, of keys and values.
+
+    memory_update: when a model with a memory renews its keys and values, after each "chunk" or after each "token".
+    """
 
     n_positions: int
     kv_bits: int = 16
+    memory_update: str = "chunk"
 
 
 class State(Protocol):
