@@ -156,7 +156,8 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 1)
 // splits are added in order. At most MOST_SPLITS of them.
 extern "C" __global__ void __launch_bounds__(MERGE_THREADS)
     attention_merge(const float* partial, const float2* stats, float* rows, unsigned short* split_out,
-                    const int* __restrict__ place, int n_splits, int n, int n_heads, int head_dim) {
+                    const int* __restrict__ place, float* kept, const int* position, int mem_len, int n_splits, int n,
+                    int n_heads, int head_dim) {
     __shared__ float factors[MOST_SPLITS];
     const int query = blockIdx.x, n_queries = n * n_heads, stride = padded(head_dim);
     const Writer writer = {rows, split_out, place, n_heads * head_dim};
@@ -181,6 +182,8 @@ extern "C" __global__ void __launch_bounds__(MERGE_THREADS)
 #pragma unroll 8
         for (int split = 0; split < n_splits; split++)
             total = fmaf(factors[split], partial[(static_cast<size_t>(split) * n_queries + query) * stride + d], total);
-        writer.write(query / n_heads, query % n_heads * head_dim + d, total);
+        const int token = query / n_heads, k = query % n_heads * head_dim + d;
+        writer.write(token, k, total);
+        if (kept) kept[static_cast<size_t>(*position - mem_len + token) * padded(n_heads * head_dim) + k] = total;
     }
 }

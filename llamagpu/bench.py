@@ -16,7 +16,7 @@ from llamagpu.bench_kernels import KernelRow, kernel_rows
 from llamagpu.checkpoint import Checkpoint
 from llamagpu.config import ModelConfig
 from llamagpu.devices import OnWork, peak_memory_bytes
-from llamagpu.errors import LlamaGPUError
+from llamagpu.errors import LlamaGPUError, UsageError
 from llamagpu.generation import PROMPT_CHUNK
 from llamagpu.models.llama import Llama
 from llamagpu.sampling import SamplingParams
@@ -111,6 +111,8 @@ def measure(
 
     Raises LlamaGPUError where the weights themselves do not fit.
     """
+    if checkpoint.config.mem_len:
+        raise UsageError("bench measures at contexts; a model with a memory is as fast at any")
     bandwidth = copy_bandwidth(backend)
     peak_is_ours = isinstance(backend, CUDABackend) or host.forget_peak()  # not that of the copy
     start = time.perf_counter()

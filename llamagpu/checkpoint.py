@@ -14,6 +14,8 @@ from llamagpu.config import ModelConfig, RopeLayout
 from llamagpu.errors import ModelFormatError
 from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix, RandomMatrix
 
+ORIGIN_MEMORY = "origin_mem"  # the last part of a name, without .weight
+
 # Arrays are float32, float16 or bfloat16 (ml_dtypes).
 Tensor = NDArray[Any] | Int8Matrix | AffineQuant | RandomMatrix | Deferred
 
@@ -66,7 +68,7 @@ class Checkpoint:
     tok_embeddings.weight, norm.weight, output.weight (absent where the head is tied), and for each layer
     layers.{i}.{attention_norm, attention.wq, .wk, .wv, .wo, ffn_norm, feed_forward.w1, .w2, .w3}.weight, and where the
     config says so attention.{wq, wk, wv}.bias and attention.{q_norm, k_norm}.weight; matrices are
-    [out_features, in_features].
+    [out_features, in_features]. Of a memory_llama also those of ``memory_shapes``.
 
     stop_tokens: ids that end a text, beside the tokenizer's own. chat_template: Jinja text. sampling: what the model's
     makers suggest, by the names of SamplingParams. notes: one line each, what a user should be told of this file.
@@ -122,10 +124,31 @@ def llama_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def memory_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """What the attention of a memory_llama has beside that of a Llama: the norm and the feed-forward that the rows of
+    its memory go through, the norm before they become keys and values, and the memory of an empty sequence."""
+    dim, hidden = config.dim, config.hidden_dim
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i in range(config.n_layers):
+        attention = f"layers.{i}.attention"
+        shapes[f"{attention}.{ORIGIN_MEMORY}"] = (config.mem_len, dim)
+        shapes[f"{attention}.ffn_norm.weight"] = (dim,)
+        shapes[f"{attention}.feed_forward.w1.weight"] = (hidden, dim)
+        shapes[f"{attention}.feed_forward.w2.weight"] = (dim, hidden)
+        shapes[f"{attention}.feed_forward.w3.weight"] = (hidden, dim)
+        shapes[f"{attention}.memory_norm.weight"] = (dim,)
+    return shapes
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a model of this config."""
+    return llama_shapes(config) | (memory_shapes(config) if config.mem_len else {})
+
+
 def check_tensors(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
     """Every tensor that the config asks for is there, in its shape, and no other. Raises ModelFormatError."""
     remedy = "the file does not fit its own config: convert or download it again"
-    shapes = llama_shapes(config)
+    shapes = tensor_shapes(config)
     for name, shape in shapes.items():
         if name not in tensors:
             raise ModelFormatError(path, name, "is missing", remedy)

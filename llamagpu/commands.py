@@ -47,6 +47,7 @@ def run(
     kv_bits: int = 16,
     window: int | None = None,
     sinks: int | None = None,
+    memory_update: str = "chunk",
     echo: bool = False,
     faithful: bool = False,
     memory: str | None = None,
@@ -72,6 +73,7 @@ def run(
         kv_bits: 8 keeps keys and values in half the memory, with a little loss; 16 as they are.
         window: Keep the first few and the last so many tokens alone: the text has no end, and the rest is forgotten.
         sinks: With --window, how many of the first tokens are kept. By default 4.
+        memory_update: Of a model with a memory: renew it after each chunk, as it was trained, or after each token.
         echo: Print the prompt on stdout too. (A terminal shows it in any case.)
         faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
         memory: Go on from this file where it exists, and save in it at the end.
@@ -94,7 +96,7 @@ def run(
             bar.close()
 
     of_window = window_and_sinks(window, sinks)
-    llm = load(model, device, tokenizer, context, on_work, faithful, kv_bits, *of_window)
+    llm = load(model, device, tokenizer, context, on_work, faithful, kv_bits, *of_window, memory_update)
     progress, interrupt = ProgressBar("reading the prompt", "tok"), Interrupt()
     bars["prompt"] = progress
 

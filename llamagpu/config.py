@@ -21,8 +21,10 @@ LARGEST = {
     "vocab_size": 1 << 22,
     "max_seq_len": 1 << 24,
 }
-# All of them are models/llama.py: they differ in what the fields below say.
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+# memory_llama is models/memory_llama.py; the others are models/llama.py: they differ in what the fields below say.
+MEMORY_LLAMA = "memory_llama"
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", MEMORY_LLAMA)
+LONGEST_MEMORY = 1 << 16
 REMEDY = "the file is damaged or no model that llamagpu knows: download or export it again"
 
 
@@ -37,7 +39,7 @@ class ModelConfig:
     the positions they began with); None for all 1. rope_attention_factor: cos and sin are multiplied by it (YaRN).
     tied_head: the embedding matrix is also the output head. qkv_bias: wq, wk, wv have one. qk_norm: queries and keys go
     through an RMSNorm of their head before RoPE. sliding_window: from layer first_window_layer on, a token sees itself
-    and the sliding_window - 1 before it; 0: all.
+    and the sliding_window - 1 before it; 0: all. mem_len: of a memory_llama, tokens of a chunk and rows of its memory.
     """
 
     architecture: str
@@ -59,6 +61,7 @@ class ModelConfig:
     qk_norm: bool = False
     sliding_window: int = 0
     first_window_layer: int = 0
+    mem_len: int = 0
 
     @classmethod
     def checked(cls, path: str | Path, values: dict[str, Any]) -> ModelConfig:
@@ -79,7 +82,7 @@ class ModelConfig:
             value = values[name]
             if type(value) is not int or not 1 <= value <= largest:
                 raise refuse(name, f"is {str(value)[:40]}, must be a whole number from 1 to {largest}")
-        for name in ("sliding_window", "first_window_layer"):
+        for name in ("sliding_window", "first_window_layer", "mem_len"):
             value = values[name]
             if type(value) is not int or not 0 <= value <= LARGEST["max_seq_len"]:
                 raise refuse(name, f"is {str(value)[:40]}, must be a whole number from 0 to {LARGEST['max_seq_len']}")
@@ -108,6 +111,13 @@ class ModelConfig:
             raise refuse("n_kv_heads", f"is {config.n_kv_heads}, must divide n_heads = {config.n_heads}")
         if config.head_dim % 2:
             raise refuse("head_dim", f"is {config.head_dim}, must be even (RoPE turns pairs)")
+        if (config.architecture == MEMORY_LLAMA) != (config.mem_len > 0):
+            raise refuse("mem_len", f"is {config.mem_len}: a {MEMORY_LLAMA} has one, no other architecture does")
+        if config.mem_len > LONGEST_MEMORY:
+            raise refuse("mem_len", f"is {config.mem_len}, must be at most {LONGEST_MEMORY}")
+        if config.mem_len and (config.q_dim != config.dim or config.sliding_window):
+            problem = f"times n_heads is {config.q_dim}, must be dim = {config.dim}, without a sliding_window"
+            raise refuse("head_dim", f"{problem}: rows of a memory go through layers of that width")
         return config
 
     @property
@@ -119,6 +129,11 @@ class ModelConfig:
     def q_dim(self) -> int:
         """Width of the queries of one token: n_heads * head_dim."""
         return self.n_heads * self.head_dim
+
+    @property
+    def endless(self) -> bool:
+        """Whether its state has a fixed size, and max_seq_len is no limit."""
+        return self.mem_len > 0
 
     def window_of(self, layer: int) -> int:
         """Positions that a token of this layer sees, itself included; 0 for all before it."""

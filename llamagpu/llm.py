@@ -17,13 +17,14 @@ from llamagpu.devices import OnWork, choose_device
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.generation import PROMPT_CHUNK, Generation
-from llamagpu.models import StateOptions, load_model
+from llamagpu.models import MEMORY_UPDATES, StateOptions, load_model
 from llamagpu.models.window import DEFAULT_SINKS, check_window
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.tokenizers import Tokenizer, find_beside, names_beside, open_spec, read_spec
 
 DEMO = "demo"
 LOGITS_AT_ONCE = 1 << 24
+MOST_POSITIONS = 1 << 40  # of a model without an end
 
 
 def model_path(model: str | Path) -> Path:
@@ -81,6 +82,7 @@ def load(
     kv_bits: int = 16,
     window: int = 0,
     sinks: int = DEFAULT_SINKS,
+    memory_update: str = "chunk",
 ) -> LLM:
     """Open a model and put it on a device.
 
@@ -90,15 +92,17 @@ def load(
     program that the file comes from does where that differs (see Checkpoint.quirks), which only the CPU can. kv_bits:
     8 keeps keys and values as whole numbers with a scale per head and position, half the memory of 16. window: keep the
     first ``sinks`` and the last ``window`` tokens alone, so that a text has no end (docs/endless.md); 0: keep all.
+    memory_update: whether a model with a memory renews it after each "chunk", as it was trained, or after each "token".
     Raises ModelFormatError, DeviceError or UsageError.
     """
     checkpoint = open_checkpoint(model_path(model))
-    return LLM(checkpoint, device, tokenizer, context, on_work, faithful, kv_bits, window, sinks)
+    return LLM(checkpoint, device, tokenizer, context, on_work, faithful, kv_bits, window, sinks, memory_update)
 
 
 class LLM:
     """A model ready to run. ``config`` is its shape, ``device`` what it runs on, ``context`` its positions.
 
+    A model without an end has any number of positions: its context only says how many ``logits`` and perplexity read.
     ``quirks`` are those that it reproduces: none, unless it is faithful and there are some.
     """
 
@@ -113,6 +117,7 @@ class LLM:
         kv_bits: int = 16,
         window: int = 0,
         sinks: int = DEFAULT_SINKS,
+        memory_update: str = "chunk",
     ) -> None:
         self.quirks = checkpoint.quirks if faithful else Quirks()
         if self.quirks.rope_layout is not None:
@@ -121,7 +126,7 @@ class LLM:
         self.checkpoint = checkpoint
         self.config: ModelConfig = checkpoint.config
         self.context = self.config.max_seq_len if context is None else context
-        check_whole("context", self.context, 1, self.config.max_seq_len)
+        check_whole("context", self.context, 1, MOST_POSITIONS if self.config.endless else self.config.max_seq_len)
         if kv_bits not in (8, 16):
             raise UsageError(f"kv_bits must be 8 or 16, not {kv_bits}")
         self.kv_bits = kv_bits
@@ -130,6 +135,10 @@ class LLM:
             if context is not None:
                 raise UsageError("--context does not go with --window, which says how many positions are kept")
         self.window, self.sinks = window, sinks
+        if memory_update not in MEMORY_UPDATES or (memory_update != "chunk" and not self.config.mem_len):
+            known = " or ".join(MEMORY_UPDATES if self.config.mem_len else MEMORY_UPDATES[:1])
+            raise UsageError(f"memory_update must be {known} for this model, not {memory_update!r}")
+        self.memory_update = memory_update
         self._tokenizer_path = tokenizer
         if tokenizer is not None:
             _ = self.tokenizer  # a tokenizer that was asked for and does not fit is an error now, not at first use
@@ -198,8 +207,9 @@ class LLM:
             yield self.backend.to_host(self.model.forward(chunk, state, n_logits=len(chunk)), vocab_size)
 
     def state_options(self, n_positions: int) -> StateOptions:
-        """Of a new state with room for so many positions, or of any number where there is a window."""
-        return StateOptions(n_positions, self.kv_bits, self.window, self.sinks if self.window else 0)
+        """Of a new state with room for so many positions, or of any number where there is no end."""
+        sinks = self.sinks if self.window else 0
+        return StateOptions(n_positions, self.kv_bits, self.window, sinks, self.memory_update)
 
     def check_tokens(self, ids: Sequence[int]) -> None:
         """Raises UsageError for an id that the model does not have."""

@@ -16,7 +16,9 @@ from llamagpu.terminal import human_bytes
 def rows_of(checkpoint: Checkpoint, about_tokenizer: str, positions: int) -> list[tuple[str, str]]:
     """Name and value of each row; positions: how many to state memory for."""
     config = checkpoint.config
-    weights, kv_dtype_size = checkpoint.nbytes, 4 if is_float32(checkpoint) else 2
+    if config.mem_len:
+        positions = 2 * config.mem_len  # of any text
+    weights, kv_dtype_size = checkpoint.nbytes, 4 if is_float32(checkpoint) or config.mem_len else 2
     on_cpu = cpu_weight_bytes(checkpoint) + positions * config.kv_bytes_per_token(4)
     held = sum(held_bytes(tensor) for tensor in checkpoint.tensors.values())
     on_gpu = held + positions * config.kv_bytes_per_token(kv_dtype_size)
@@ -33,6 +35,7 @@ def rows_of(checkpoint: Checkpoint, about_tokenizer: str, positions: int) -> lis
         ("heads", heads(config)),
         ("vocabulary", f"{config.vocab_size} ({'tied head' if config.tied_head else 'separate head'})"),
         ("positions", f"{config.max_seq_len}{window(config)}"),
+        ("memory rows", memory(config)),
         ("RoPE", rope(config)),
         ("norm eps", f"{config.norm_eps:g}"),
         ("tokenizer", about_tokenizer),
@@ -41,7 +44,7 @@ def rows_of(checkpoint: Checkpoint, about_tokenizer: str, positions: int) -> lis
         ("suggested", ", ".join(f"--{name} {value:g}" for name, value in checkpoint.sampling.items())),
         (
             "KV cache",
-            f"{human_bytes(kv_bytes)} at {positions} positions (float32; on a GPU float16 unless weights are float32)",
+            f"{human_bytes(kv_bytes)} at {positions} positions ({kv_type(config)})",
         ),
         ("a token reads", f"{human_bytes(bytes_per_token(checkpoint))} of weights, and the KV cache so far"),
         (
@@ -65,11 +68,21 @@ def heads(config: ModelConfig) -> str:
     return ", ".join([f"{config.n_heads} of {config.head_dim}, {config.n_kv_heads} for keys and values", *extras])
 
 
+def kv_type(config: ModelConfig) -> str:
+    return "float32" if config.mem_len else "float32; on a GPU float16 unless weights are float32"
+
+
 def window(config: ModelConfig) -> str:
     if not config.sliding_window:
         return ""
     first = config.first_window_layer
     return f", a token sees the last {config.sliding_window}" + (f" in layers {first} and above" if first else "")
+
+
+def memory(config: ModelConfig) -> str:
+    if not config.mem_len:
+        return ""
+    return f"{config.mem_len} per layer, renewed every {config.mem_len} tokens: texts have no end, the state one size"
 
 
 def rope(config: ModelConfig) -> str:

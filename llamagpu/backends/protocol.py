@@ -6,7 +6,7 @@ number of tokens of one call: 1 while decoding, up to a chunk while reading a pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,9 +23,33 @@ Weight = Any  # a matrix or vector as the backend keeps it
 # Keys and values of the tokens so far, as the backend keeps them: ``length`` of ``capacity`` positions are filled.
 KVCache = Any
 
-# Runs tokens at the next positions of a cache; logits after the last of them. Tokens are ids of the host, or the
-# backend's own array of them.
-Forward = Callable[[Any, KVCache], Array]
+# Runs tokens after those of a state; logits after the last of them. Tokens are ids of the host, or the backend's own
+# array of them.
+Forward = Callable[[Any, Any], Array]
+
+
+class DecodeState(Protocol):
+    """What ``Backend.decode`` asks of a state, if it runs ahead of the tokens that are taken. A KVCache is one.
+
+    length: tokens before the next one. cache: where the next one goes.
+    """
+
+    length: int
+
+    @property
+    def cache(self) -> KVCache: ...
+
+    def next_step(self, length: int) -> tuple[Hashable, bool]:
+        """The step that runs a token after ``length`` others: its kind, and whether it is final.
+
+        Steps of one kind are the same work, which a backend may capture once. What other steps write is written again
+        when they are run again; a final one overwrites what the steps before it need, so it waits until its own token
+        has been taken.
+        """
+        ...
+
+    def begin(self, length: int) -> None:
+        """Stand after ``length`` tokens: that step comes now."""
 
 
 class Sampler(Protocol):
@@ -91,10 +115,13 @@ class Backend(Protocol):
         Returns q [n, n_heads, head_dim]. Does not move ``cache.length``: all layers of a step share it.
         """
 
-    def attention(self, q: Array, cache: KVCache, layer: int, config: ModelConfig) -> Array:
+    def attention(
+        self, q: Array, cache: KVCache, layer: int, config: ModelConfig, memory: Array | None = None
+    ) -> Array:
         """Causal attention of n queries at positions cache.length ... over the cache: [n, n_heads * head_dim].
 
-        A token sees config.window_of(layer) positions, its own included.
+        A token sees config.window_of(layer) positions, its own included. memory: of ``memory``, where this layer's
+        results are kept as well, that of position p in row p - config.mem_len.
         """
 
     def linear_add(self, residual: Array, x: Array, w: Weight) -> Array:
@@ -103,8 +130,32 @@ class Backend(Protocol):
     def rmsnorm_gate_up_swiglu(self, x: Array, norm: Weight, w: Weight, eps: float) -> Array:
         """silu(h @ gate.T) * (h @ up.T) with h = rmsnorm(x) * norm: [n, hidden_dim]."""
 
-    def rmsnorm_head(self, x: Array, norm: Weight, w: Weight, eps: float, n_logits: int) -> Array:
-        """Logits of the last ``n_logits`` rows of x: (rmsnorm(x) * norm) @ w.T, [n_logits, vocab_size]."""
+    def rmsnorm_head(
+        self, x: Array, norm: Weight, w: Weight, eps: float, n_logits: int, out: Array | None = None
+    ) -> Array:
+        """Logits of the last ``n_logits`` rows of x: (rmsnorm(x) * norm) @ w.T, [n_logits, vocab_size].
+
+        out: where to write them, as many rows of ``logits``.
+        """
+
+    def logits(self, n: int, config: ModelConfig) -> Array:
+        """Room for n rows of logits, for a call that computes them in parts; good until the next call."""
+
+    def place(self, cache: KVCache, position: int) -> None:
+        """Let the cache stand at a position, as if so many were filled, in device memory too."""
+
+    def rows_of_cache(self, cache: KVCache, first: int, n: int) -> KVCache:
+        """The same keys and values, standing at position ``first``, for ``memory_rows`` of n rows."""
+
+    def memory(self, rows: NDArray[np.float32]) -> Array:
+        """Rows [n_layers, mem_len, dim] that are changed as tokens go by: see ``attention``."""
+
+    def memory_rows(self, memory: Array, layer: int, rows: KVCache, config: ModelConfig) -> Array:
+        """x [n, dim]: a copy of the memory's rows at the position of ``rows`` (``rows_of_cache``) and after it."""
+
+    def save_memory(self, memory: Array, config: ModelConfig) -> NDArray[np.float32]: ...
+
+    def load_memory(self, memory: Array, rows: NDArray[np.float32]) -> None: ...
 
     def to_host(self, logits: Array, vocab_size: int) -> NDArray[np.float32]:
         """Logits as a NumPy array [n_logits, vocab_size], good until the next call."""
@@ -113,11 +164,11 @@ class Backend(Protocol):
     def wait(self) -> None:
         """Return once all work so far is done: for clocks and progress bars."""
 
-    def decode(self, forward: Forward, cache: KVCache, sampler: Any, logits: Array, n_tokens: int) -> Iterator[int]:
+    def decode(self, forward: Forward, state: DecodeState, sampler: Any, logits: Array, n_tokens: int) -> Iterator[int]:
         """Sample a token from the last row of ``logits``, run it, sample the next: n_tokens in all.
 
-        As each is given, ``cache.length`` counts the tokens before it. The last one is not run. Tokens may be computed
-        ahead of those taken, where ``cache.rewindable`` (see ``State``); leaving early drops them. Raises LlamaGPUError
-        for logits that are not numbers.
+        As each is given, ``state.length`` counts the tokens before it. The last one is not run. Tokens may be computed
+        ahead of those taken, where the state allows it (see ``DecodeState``); leaving early drops them. Raises
+        LlamaGPUError for logits that are not numbers.
         """
         ...

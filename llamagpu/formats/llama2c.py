@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
-from llamagpu.checkpoint import Checkpoint, Quirks, Tensor, llama_shapes
+from llamagpu.checkpoint import ORIGIN_MEMORY, Checkpoint, Quirks, Tensor, llama_shapes, tensor_shapes
 from llamagpu.config import LARGEST, REMEDY, ModelConfig
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.mapped_file import CUT_SHORT, MappedFile
@@ -19,6 +20,7 @@ MAGIC = 0x616B3432  # "24ka" on disk
 HEADER_FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
 V0_HEADER_BYTES, V1_HEADER_BYTES = 28, 256
 NORM_EPS = 1e-5  # fixed in llama2.c, not stored
+LARGEST_GROUP = 1 << 20
 
 # The order of the blocks, each holding all layers. None: the RoPE tables, which we compute anew.
 V0_ORDER = (
@@ -73,13 +75,13 @@ def open_v0(file: MappedFile, head: bytes) -> Checkpoint:
     return read_float32(file, config, V0_ORDER, V0_HEADER_BYTES, "llama2.c version 0 (float32)")
 
 
-def read_config(path: Path, header: tuple[int, ...], tied_head: bool) -> ModelConfig:
+def read_config(path: Path, header: tuple[int, ...], tied_head: bool, **more: Any) -> ModelConfig:
+    """The config of a header's seven numbers. more: fields of ModelConfig that they do not tell."""
     values = dict(zip(HEADER_FIELDS, header, strict=True))
     dim, n_heads = values["dim"], values["n_heads"]
     head_dim = max(1, dim // n_heads) if n_heads > 0 else 1  # checked() refuses what made this up
-    config = ModelConfig.checked(
-        path, {"architecture": "llama", **values, "head_dim": head_dim, "norm_eps": NORM_EPS, "tied_head": tied_head}
-    )
+    fixed = {"architecture": "llama", "head_dim": head_dim, "norm_eps": NORM_EPS, "tied_head": tied_head}
+    config = ModelConfig.checked(path, {**values, **fixed, **more})
     if dim % n_heads:
         raise ModelFormatError(path, "n_heads", f"is {n_heads}, must divide dim = {dim}", REMEDY)
     return config
@@ -89,7 +91,8 @@ def tensor_names(name: str, config: ModelConfig) -> list[str]:
     """Full names of the tensors in the block ``name``: one, or one per layer."""
     if name in WITHOUT_LAYERS:
         return [f"{name}.weight"]
-    return [f"layers.{i}.{name}.weight" for i in range(config.n_layers)]
+    suffix = "" if name.endswith(ORIGIN_MEMORY) else ".weight"
+    return [f"layers.{i}.{name}{suffix}" for i in range(config.n_layers)]
 
 
 def count(shape: tuple[int, ...]) -> int:
@@ -125,29 +128,37 @@ def read_float32(
 
 def open_v2(file: MappedFile, config: ModelConfig, group_size: int) -> Checkpoint:
     version = f"llama2.c version 2 (Q8_0, group {group_size})"
-    if not 1 <= group_size <= 1 << 20:
-        raise ModelFormatError(file.path, "group_size", f"is {group_size}, must be 1 to {1 << 20}", REMEDY)
-    offset, shapes = V1_HEADER_BYTES, llama_shapes(config)
-    places: list[tuple[str, int, tuple[int, ...]]] = []
-    for name in V1_ORDER:
+    tensors = read_q8(file, config, V1_ORDER, group_size, version)
+    quirks = Quirks("llama2.c's runq", activation_bits=8, activation_group=group_size)
+    return Checkpoint(file.path, version, config, tensors, quirks=quirks)
+
+
+def read_q8(
+    file: MappedFile, config: ModelConfig, order: tuple[str, ...], group_size: int, version: str
+) -> dict[str, Tensor]:
+    """The blocks in this order: vectors and memories in float32, each matrix as int8 and then its scales."""
+    if not 1 <= group_size <= LARGEST_GROUP:
+        raise ModelFormatError(file.path, "group_size", f"is {group_size}, must be 1 to {LARGEST_GROUP}", REMEDY)
+    offset, shapes = V1_HEADER_BYTES, tensor_shapes(config)
+    places: list[tuple[str, int, tuple[int, ...], bool]] = []
+    for name in order:
         if name == "output" and config.tied_head:
             continue
         shape = shapes[tensor_names(name, config)[0]]
-        quantized = len(shape) == 2
+        quantized = len(shape) == 2 and not name.endswith(ORIGIN_MEMORY)
         if quantized and count(shape) % group_size:
             problem = f"is {group_size}, does not divide the {count(shape)} elements of {name}"
             raise ModelFormatError(file.path, "group_size", problem, REMEDY)
         for full_name in tensor_names(name, config):
-            places.append((full_name, offset, shape))
+            places.append((full_name, offset, shape, quantized))
             offset += count(shape) + 4 * (count(shape) // group_size) if quantized else 4 * count(shape)
     check_length(file, offset, version)
     tensors: dict[str, Tensor] = {}
-    for full_name, at, shape in places:
-        if len(shape) == 1:
+    for full_name, at, shape, quantized in places:
+        if not quantized:
             tensors[full_name] = file.array(at, "<f4", shape, full_name)
         else:
             q = file.array(at, "i1", shape, full_name)
             scales = file.array(at + count(shape), "<f4", (count(shape) // group_size,), full_name)
             tensors[full_name] = Int8Matrix(q, scales, group_size)
-    quirks = Quirks("llama2.c's runq", activation_bits=8, activation_group=group_size)
-    return Checkpoint(file.path, version, config, tensors, quirks=quirks)
+    return tensors

@@ -1,5 +1,6 @@
 """Meta's own files: a folder of params.json and consolidated.00.pth, .01, ..., one for each of its GPUs; and llama2.c's
-training checkpoints (.pt), which hold the same tensors with the model's arguments beside them. Layout: docs/formats.md.
+and llama2Rnn's training checkpoints (.pt), which hold the same tensors with the model's arguments beside them. Layout:
+docs/formats.md.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagpu.checkpoint import Checkpoint, Quirks, Tensor, check_tensors
-from llamagpu.config import ModelConfig
+from llamagpu.checkpoint import ORIGIN_MEMORY, Checkpoint, Quirks, Tensor, check_tensors
+from llamagpu.config import MEMORY_LLAMA, ModelConfig
 from llamagpu.errors import ModelFormatError
+from llamagpu.formats import llama2rnn_training
 from llamagpu.formats.mapped_file import check_readable
 from llamagpu.formats.torch_zip import LEGACY_MAGIC, ZIP_MAGIC, TensorRef, TorchFile
 from llamagpu.quantization import Deferred
@@ -55,14 +57,17 @@ def sniff_folder(names: set[str]) -> bool:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Map a folder, one of its files, or a llama2.c training checkpoint. Raises ModelFormatError."""
-    paths = shard_paths(path)
+    """Map a folder, one of its files, or a training checkpoint. Raises ModelFormatError."""
+    paths, mem_len = shard_paths(path), 0
     shards = [TorchFile(shard) for shard in paths]
     root = shards[0].root
     is_training = isinstance(root, dict) and isinstance(root.get("model_args"), dict) and "model" in root
     if is_training and len(shards) == 1:
         states, params = [state_dict(shards[0], root["model"])], root["model_args"]
         params_path, made_by = path, "llama2.c training checkpoint"
+        if llama2rnn_training.is_memory_model(states[0]):
+            states[0], params, mem_len = llama2rnn_training.without_memory(path, states[0], params)
+            made_by = "llama2Rnn training checkpoint"
     else:
         states = [state_dict(shard, shard.root) for shard in shards]
         params_path = (path if paths[0].parent == path else path.parent) / "params.json"
@@ -80,11 +85,20 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if all(state.get(OUTPUT) == state[EMBEDDING] for state in states):
         tensors.pop(OUTPUT)  # the same storage: a tied head
     config, notes = read_config(params_path, params, tensors)
+    if mem_len:
+        config = ModelConfig.checked(path, {**config.to_dict(), "architecture": MEMORY_LLAMA, "mem_len": mem_len})
+        tensors |= {name: rows.reshape(rows.shape[-2:]) for name, rows in origin_memories(tensors)}
     check_tensors(path, config, tensors)
     parts = ", unzipped" if unzipped else ""
     parts = f" in {len(shards)} shards{parts}" if len(shards) > 1 else parts
     quirks = Quirks("rllama", greedy_tokenizer=True) if made_by == META else Quirks()
     return Checkpoint(path, made_by + parts, config, tensors, notes=notes, quirks=quirks)
+
+
+def origin_memories(tensors: Mapping[str, Tensor]) -> list[tuple[str, NDArray[Any]]]:
+    """Those that are saved as [1, rows, dim]."""
+    found = [(name, tensor) for name, tensor in tensors.items() if name.endswith(ORIGIN_MEMORY)]
+    return [(name, rows) for name, rows in found if isinstance(rows, np.ndarray) and rows.shape[:-2] == (1,)]
 
 
 def shard_paths(path: Path) -> list[Path]:

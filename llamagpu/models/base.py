@@ -17,12 +17,14 @@ class StateOptions:
     """n_positions: to make room for, where a model has a place for each. kv_bits: 16 or 8, of keys and values.
 
     window: keep the first ``sinks`` and the last ``window`` tokens alone, for ever; 0: keep all.
+    memory_update: when a model with a memory renews its keys and values, after each "chunk" or after each "token".
     """
 
     n_positions: int
     kv_bits: int = 16
     window: int = 0
     sinks: int = 0
+    memory_update: str = "chunk"
 
 
 class State(Protocol):

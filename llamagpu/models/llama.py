@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.backends.protocol import Array, Backend, KVCache, Weight
-from llamagpu.checkpoint import Checkpoint
+from llamagpu.checkpoint import Checkpoint, Tensor
 from llamagpu.models.base import StateOptions
 from llamagpu.models.window import check_window
 
@@ -31,6 +31,20 @@ class Layer:
     w_down: Weight
 
 
+@dataclass(frozen=True)
+class Loader:
+    """Puts weights of a checkpoint on a backend. on_loaded_bytes: called with the size of each once it is there."""
+
+    tensors: Mapping[str, Tensor]
+    on_loaded_bytes: Callable[[int], None]
+
+    def __call__(self, make: Callable[..., Weight], *names: str, **rest: Any) -> Weight:
+        parts = [self.tensors[f"{name}.weight"] for name in names]
+        weight = make(*parts, **rest)
+        self.on_loaded_bytes(sum(part.nbytes for part in parts))
+        return weight
+
+
 class Llama:
     """A pre-norm decoder with grouped-query attention, RoPE and SwiGLU. Its only state is the KV cache it is given."""
 
@@ -41,12 +55,7 @@ class Llama:
         self.config = checkpoint.config
         self.backend = backend
         tensors = checkpoint.tensors
-
-        def load(make: Callable[..., Weight], *names: str, **rest: Any) -> Weight:
-            parts = [tensors[f"{name}.weight"] for name in names]
-            weight = make(*parts, **rest)
-            on_loaded_bytes(sum(part.nbytes for part in parts))
-            return weight
+        load = Loader(tensors, on_loaded_bytes)
 
         def vectors(*names: str) -> Sequence[Any] | None:
             """Those of ``names`` together: a model has them all or none."""

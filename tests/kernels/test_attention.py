@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from llamagpu.config import ModelConfig
 from tests.kernels.harness import (
     Arrays,
     Case,
+    Floats,
     Written,
+    download_rows,
     random,
     tolerance_of,
     twin_tests,
@@ -37,7 +40,10 @@ def case(
     spare: int = 5,
     form: str = "rows",
     window: int = 0,
+    mem_len: int = 0,
 ) -> Case:
+    """mem_len: so many rows of a memory that the result goes to as well, that of position p to row p - mem_len."""
+    config = replace(config, mem_len=mem_len)
     n_keys, capacity, head_dim = start + n, start + n + spare, config.head_dim
     q = random(n, config.q_dim) * np.float32(scale)
     shape = (config.n_kv_heads, n_keys, head_dim)
@@ -71,17 +77,29 @@ def case(
         launches.attention_split(
             device, upload_rows(device, q), *cached, position, n, n_splits, config, window, partial, stats
         )  # fmt: skip
-        launches.attention_merge(device, partial, stats, n, n_splits, config, out.target)
-        return {"out": out.read()}
+        memory = unwritten(device, mem_len, padded(config.q_dim)) if mem_len else None
+        kept = None if memory is None else (memory, position)
+        launches.attention_merge(device, partial, stats, n, n_splits, config, out.target, kept)
+        if memory is None:
+            return {"out": out.read()}
+        rows = download_rows(device, memory, config.q_dim)
+        first = start - mem_len
+        assert np.isnan(np.delete(rows, np.s_[first : first + n], axis=0)).all(), "wrote another row of the memory"
+        return {"out": out.read(), "kept": rows[first : first + n]}
 
     def twin() -> Arrays:
+        out = attend()
+        return {"out": out} | ({"kept": out} if mem_len else {})
+
+    def attend() -> Floats:
         queries = q.reshape(n, config.n_heads, head_dim)
         if scaled:
-            return {"out": attention(queries, widen_rows(*scaled[0]), widen_rows(*scaled[1]), start, window)}
-        return {"out": attention(queries, keys.astype(np.float32), values.astype(np.float32), start, window)}
+            return attention(queries, widen_rows(*scaled[0]), widen_rows(*scaled[1]), start, window)
+        return attention(queries, keys.astype(np.float32), values.astype(np.float32), start, window)
 
     name = f"{kv} {config.n_heads}/{config.n_kv_heads} heads of {head_dim} n={n} at {start} splits {n_splits}"
     name += f" scale {scale:g}" * (scale != 1) + " to halves" * (form == "split") + f" window {window}" * bool(window)
+    name += f" memory {mem_len}" * bool(mem_len)
     return Case(name, run, twin, tolerance_of(kv))
 
 
@@ -106,10 +124,25 @@ CASES += [
         (9, 0, 1, 4), (9, 0, 1, 9), (33, 70, 2, 7), (40, 100, 2, 64), (70, 10, 1, 30), (9, 200, 3, 70), (12, 5, 2, 500)
     )
 ]  # fmt: skip
+MEMORIES = [
+    case(kv, heads(8, n_heads, n_kv_heads, head_dim), n, mem_len + c, splits, form=form, mem_len=mem_len)
+    for kv, form in (("float", "rows"), ("float", "split"), ("signed char", "rows"))
+    for n_heads, n_kv_heads, head_dim in ((4, 2, 24), (3, 3, 10))
+    for n, mem_len, c, splits in (
+        (1, 5, 0, 1),
+        (1, 5, 4, 1),
+        (1, 70, 33, 3),
+        (12, 20, 8, 2),
+        (5, 5, 0, 1),
+        (3, 9, 2, 1),
+    )
+]
+CASES += MEMORIES
 SMALL = [case(kv, heads(8, n_heads, 1, 300), 1, 130, 2, spare=0) for kv in KV_TYPES for n_heads in (1, 2, 3, 8)]
 SMALL += [case(kv, heads(8, 11, 1, 10), 1, 130, 2, spare=0) for kv in KV_TYPES]
 SMALL += [case("__half", heads(8, 9, 1, 80), 1, 70, 2)]  # threads are left over
 SMALL += [case("__half", heads(8, 9, 1, 36), 1, 70, 2, form="split")]
 SMALL += [case("float", heads(8, 3, 1, 16), 5, 62, 3), case("float", heads(8, 9, 1, 4), 1, 3, 4)]
 SMALL += [case("float", heads(8, 3, 1, 16), 9, 62, 2, window=window) for window in (1, 5, 66)]
+SMALL += MEMORIES[:6]
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)

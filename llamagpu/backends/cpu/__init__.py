@@ -6,7 +6,7 @@ Everything is float32; quantised weights stay as they are in memory. One file pe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,13 +35,14 @@ Weight = Floats | Int8Matrix | AffineQuant
 class CPUCache:
     """keys, values: float32 or int8 [n_layers, n_kv_heads, capacity, head_dim]; memory is taken as they are written.
 
-    scales: of int8 keys and values, float32 [2, n_layers, n_kv_heads, capacity].
+    scales: of int8 keys and values, float32 [2, n_layers, n_kv_heads, capacity]. n_rows: see ``rows_of_cache``.
     """
 
     keys: NDArray[Any]
     values: NDArray[Any]
     scales: Floats | None = None
     length: int = 0
+    n_rows: int = 0
     rewindable = True
     ring: None = None
 
@@ -204,11 +205,22 @@ class CPUBackend:
         cache.append(layer, rope(k, cos, sin, config.rope_layout), v)
         return rope(q, cos, sin, config.rope_layout)
 
-    def attention(self, q: Floats, cache: CPUCache | CPUWindowCache, layer: int, config: ModelConfig) -> Floats:
+    def attention(
+        self,
+        q: Floats,
+        cache: CPUCache | CPUWindowCache,
+        layer: int,
+        config: ModelConfig,
+        memory: Floats | None = None,
+    ) -> Floats:
         if isinstance(cache, CPUWindowCache):
             return attention_window(q, *cache.read(layer, len(q)), cache.length, cache.ring, config)
         window = config.window_of(layer)
-        return attention(q, *cache.read(layer, len(q), window), cache.length, window)
+        out = attention(q, *cache.read(layer, len(q), window), cache.length, window)
+        if memory is not None:
+            first = cache.length - config.mem_len
+            memory[layer, first : first + len(q)] = out
+        return out
 
     def linear_add(self, residual: Floats, x: Floats, w: Weight) -> Floats:
         residual += self.linear(x, w)
@@ -218,8 +230,35 @@ class CPUBackend:
         h = rmsnorm(x, norm, eps)
         return swiglu(self.linear(h, w[0]), self.linear(h, w[1]))
 
-    def rmsnorm_head(self, x: Floats, norm: Floats, w: Weight, eps: float, n_logits: int) -> Floats:
-        return self.linear(rmsnorm(x[len(x) - n_logits :], norm, eps), w)
+    def rmsnorm_head(
+        self, x: Floats, norm: Floats, w: Weight, eps: float, n_logits: int, out: Floats | None = None
+    ) -> Floats:
+        logits = self.linear(rmsnorm(x[len(x) - n_logits :], norm, eps), w)
+        if out is None:
+            return logits
+        out[:] = logits
+        return out
+
+    def logits(self, n: int, config: ModelConfig) -> Floats:
+        return np.empty((n, config.vocab_size), np.float32)
+
+    def place(self, cache: CPUCache, position: int) -> None:
+        cache.length = position
+
+    def rows_of_cache(self, cache: CPUCache, first: int, n: int) -> CPUCache:
+        return replace(cache, length=first, n_rows=n)
+
+    def memory(self, rows: Floats) -> Floats:
+        return rows.copy()
+
+    def memory_rows(self, memory: Floats, layer: int, rows: CPUCache, config: ModelConfig) -> Floats:
+        return memory[layer, rows.length : rows.length + rows.n_rows].copy()
+
+    def save_memory(self, memory: Floats, config: ModelConfig) -> Floats:
+        return memory.copy()
+
+    def load_memory(self, memory: Floats, rows: Floats) -> None:
+        memory[:] = rows
 
     def to_host(self, logits: Floats, vocab_size: int) -> Floats:
         return logits
@@ -227,11 +266,9 @@ class CPUBackend:
     def wait(self) -> None:
         """Nothing runs behind the caller here."""
 
-    def decode(
-        self, forward: Forward, cache: CPUCache, sampler: CPUSampler, logits: Floats, n_tokens: int
-    ) -> Iterator[int]:
+    def decode(self, forward: Forward, state: Any, sampler: CPUSampler, logits: Floats, n_tokens: int) -> Iterator[int]:
         for n_made in range(n_tokens):
             token = sampler.sample(logits[-1])
             yield token
             if n_made + 1 < n_tokens:
-                logits = forward([token], cache)
+                logits = forward([token], state)

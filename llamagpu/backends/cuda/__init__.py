@@ -8,7 +8,7 @@ device memory, so the host only launches, several steps ahead, and reads tokens 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +17,13 @@ from numpy.typing import DTypeLike, NDArray
 
 from llamagpu.backends.cpu.attention_window import Ring
 from llamagpu.backends.cuda import launches
-from llamagpu.backends.cuda.cache import MAX_PROMPT_CHUNK, CUDACache, bucket_of
+from llamagpu.backends.cuda.cache import MAX_PROMPT_CHUNK, CUDACache
 from llamagpu.backends.cuda.device import Device, DeviceArray, Graph
 from llamagpu.backends.cuda.matrix import (
+    WHOLE_ROW,
     DeviceMatrix,
     Stack,
+    pad_rows,
     padded,
     tiled,
     upload_gate_up,
@@ -32,7 +34,7 @@ from llamagpu.backends.cuda.matrix import (
 from llamagpu.backends.cuda.sampler import RING_SIZE, CUDASampler
 from llamagpu.backends.cuda.vectors import Coming, Residual, Target, Vectors
 from llamagpu.backends.cuda.window_cache import CUDAWindowCache
-from llamagpu.backends.protocol import Forward
+from llamagpu.backends.protocol import DecodeState, Forward
 from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
 from llamagpu.errors import LlamaGPUError, UsageError
@@ -88,7 +90,8 @@ class CUDABackend:
                 f"heads of {config.head_dim} elements are too wide for the GPU kernels"
                 f" (at most {LARGEST_HEAD_DIM}): --device cpu runs this model"
             )
-        return CUDACache(self.device, config, capacity, np.int8 if kv_bits == 8 else self.type_of_keys())
+        dtype = np.int8 if kv_bits == 8 else self.type_of_keys(config)
+        return CUDACache(self.device, config, capacity, dtype)
 
     def window_cache(self, config: ModelConfig, window: int, sinks: int) -> CUDAWindowCache:
         if config.head_dim > launches.WIDEST_DECODE_HEAD:
@@ -96,10 +99,12 @@ class CUDABackend:
                 f"heads of {config.head_dim} elements are too wide for windows on a GPU"
                 f" (at most {launches.WIDEST_DECODE_HEAD}): --device cpu runs this model"
             )
-        return CUDAWindowCache(self.device, config, Ring(window, sinks), self.type_of_keys())
+        return CUDAWindowCache(self.device, config, Ring(window, sinks), self.type_of_keys(config))
 
-    def type_of_keys(self) -> DTypeLike:
-        return self.kv_dtype or (np.float32 if self._qkv_kinds == {"F32"} else np.float16)
+    def type_of_keys(self, config: ModelConfig) -> DTypeLike:
+        # what a memory rounds goes round for ever, and it is small
+        is_wide = self._qkv_kinds == {"F32"} or config.mem_len > 0
+        return self.kv_dtype or (np.float32 if is_wide else np.float16)
 
     def save_cache(self, cache: CUDACache | CUDAWindowCache) -> dict[str, NDArray[Any]]:
         if isinstance(cache, CUDAWindowCache):
@@ -171,16 +176,21 @@ class CUDABackend:
         launches.linear_prompt(self.device, w, high, low, inverse_scales, n, y, y_width, first, step)
 
     def embedding(self, table: DeviceMatrix, tokens: Sequence[int] | DeviceArray, cache: AnyCache) -> Residual:
-        n, width = len(tokens), table.in_features
+        n = len(tokens)
         if isinstance(tokens, Sequence):
             assert n <= MAX_PROMPT_CHUNK, "the caller cuts prompts into chunks"
             self.device.copy(cache.tokens[:n], np.asarray(tokens, np.int32))
             self.device.copy(cache.position, np.asarray([cache.position_of(cache.length)], np.int32))
-            cache.limit = bucket_of(cache.length + n, cache.capacity)
+            cache.limit = cache.bucket_of(cache.length + n)
+        return self.rows_of(table, cache.tokens, n)
+
+    def rows_of(self, table: DeviceMatrix, rows: DeviceArray, n: int) -> Residual:
+        """x: n rows of a table, whose numbers are in device memory."""
+        width = table.in_features
         x = self.scratch("x", n, width)
 
         def write(target: Target) -> None:
-            launches.embedding(self.device, table, cache.tokens, n, x, target)
+            launches.embedding(self.device, table, rows, n, x, target)
 
         return Residual(x, n, width, 1, write, lambda: write(Target()))
 
@@ -192,10 +202,11 @@ class CUDABackend:
         if is_fused(x.n, w):
             matrix = w.parts[0].matrix
             vectors = self.read_normed(x, norm, config.norm_eps, matrix)
-            if w.norms is None and cache.keys.dtype != np.int8 and cache.ring is None:
+            if w.norms is None and cache.ring is None and launches.appends_in_qkv_rope(matrix, cache.keys):
                 launches.qkv_rope(self.device, matrix, vectors, w.bias, *place, q)
                 return q
-            # the norm of a head, and its scale of 8 bits, need all of it, which no block of the product has
+            # the norm of a head, and its scale of 8 bits, need all of it, which no block of the product has; and
+            # keys and values of float32 beside quantised weights, which only a memory_llama has, are not worth a kernel
             qkv = self.scratch("qkv", x.n, w.out_features)
             launches.linear(self.device, matrix, vectors, x.n, qkv, w.out_features)
         else:
@@ -203,7 +214,9 @@ class CUDABackend:
         launches.rope_append(self.device, qkv, w.bias, w.norms, *place, cache.scales(layer), q, cache.ring)
         return q
 
-    def attention(self, q: DeviceArray, cache: AnyCache, layer: int, config: ModelConfig) -> Coming:
+    def attention(
+        self, q: DeviceArray, cache: AnyCache, layer: int, config: ModelConfig, memory: DeviceArray | None = None
+    ) -> Coming:
         n, window = q.shape[0], config.window_of(layer)
         limit = min(cache.limit, window + n) if window else cache.limit
         splits_of = launches.attention_splits if cache.ring is None else launches.window_splits
@@ -224,7 +237,8 @@ class CUDABackend:
             )  # fmt: skip
 
         def write(target: Target) -> None:
-            launches.attention_merge(self.device, partial, stats, n, n_splits, config, target)
+            kept = None if memory is None else (memory[layer], cache.position)
+            launches.attention_merge(self.device, partial, stats, n, n_splits, config, target, kept)
 
         return Coming(n, config.q_dim, write)
 
@@ -264,8 +278,10 @@ class CUDABackend:
 
         return Coming(n, hidden, write)
 
-    def rmsnorm_head(self, x: Residual, norm: DeviceArray, w: DeviceMatrix, eps: float, n_logits: int) -> DeviceArray:
-        logits = self.scratch("logits", n_logits, w.out_features)
+    def rmsnorm_head(
+        self, x: Residual, norm: DeviceArray, w: DeviceMatrix, eps: float, n_logits: int, out: DeviceArray | None = None
+    ) -> DeviceArray:
+        logits = self.scratch("logits", n_logits, w.out_features) if out is None else out
         if n_logits and x.n <= FEW_COLUMNS:
             vectors = self.read_normed(x, norm, eps, w).last(n_logits)
             launches.linear(self.device, w, vectors, n_logits, logits, w.out_features)
@@ -273,6 +289,30 @@ class CUDABackend:
             h = self.normed_rows(x, norm, eps)[x.n - n_logits :]
             self.product(h, n_logits, w, logits, w.out_features)
         return logits
+
+    def logits(self, n: int, config: ModelConfig) -> DeviceArray:
+        return self.scratch("logits", n, config.vocab_size)
+
+    def place(self, cache: CUDACache, position: int) -> None:
+        cache.length = position
+        self.device.copy(cache.position, np.asarray([position], np.int32))
+
+    def rows_of_cache(self, cache: CUDACache, first: int, n: int) -> CUDACache:
+        return cache.rows(self.device, first, n)
+
+    def memory(self, rows: NDArray[np.float32]) -> DeviceArray:
+        return self.device.upload(pad_memory(rows))
+
+    def memory_rows(self, memory: DeviceArray, layer: int, rows: CUDACache, config: ModelConfig) -> Residual:
+        """The kernel of embeddings takes rows of any table. It is no dependent launch, so the memory is all written."""
+        table = DeviceMatrix("F32", memory[layer], None, WHOLE_ROW, config.mem_len, config.dim)
+        return self.rows_of(table, rows.tokens, len(rows.tokens))
+
+    def save_memory(self, memory: DeviceArray, config: ModelConfig) -> NDArray[np.float32]:
+        return np.ascontiguousarray(self.device.download(memory)[..., : config.dim])
+
+    def load_memory(self, memory: DeviceArray, rows: NDArray[np.float32]) -> None:
+        self.device.copy(memory, pad_memory(rows))
 
     def to_host(self, logits: DeviceArray, vocab_size: int) -> NDArray[np.float32]:
         host: NDArray[Any] = self.device.download(logits)
@@ -282,48 +322,50 @@ class CUDABackend:
         self.device.event().wait()
 
     def decode(
-        self, forward: Forward, cache: AnyCache, sampler: CUDASampler, logits: DeviceArray, n_tokens: int
+        self, forward: Forward, state: DecodeState, sampler: CUDASampler, logits: DeviceArray, n_tokens: int
     ) -> Iterator[int]:
         """The host stays STEPS_AHEAD steps ahead of the tokens that it reads; what it does not read is dropped.
 
-        With a state that cannot go back, no step ahead: the queue is then empty whenever a token is given.
+        Not ahead of a final step: see ``DecodeState``.
         """
-        device, token = self.device, cache.tokens[:1]
-        # a ring has places to spare: a few steps that are dropped have overwritten nothing that is still seen
-        ahead = STEPS_AHEAD if cache.rewindable or cache.ring is not None else 0
+        device, cache = self.device, state.cache
+        token = cache.tokens[:1]
         # the sampler moves the position on, and the prompt is at its end already
         device.copy(cache.position, np.asarray([cache.position_of(cache.length) - 1], np.int32))
         sampler.launch(logits[-1], token, cache.position)
 
         def step() -> None:
-            sampler.launch(forward(token, cache)[-1], token, cache.position)
+            sampler.launch(forward(token, state)[-1], token, cache.position)
 
-        length, kept = cache.length, list[DeviceArray]()
-        graphs: dict[int, Graph | None] = {}  # by bucket of the context
+        length, kept = state.length, list[DeviceArray]()
+        graphs: dict[Hashable, Graph | None] = {}  # by kind of step, such as the bucket of the context
         events = deque([device.event()])
         n_launched = 1
         try:
             for n_read in range(n_tokens):
-                while n_launched < n_tokens and n_launched - n_read <= ahead:
+                while n_launched < n_tokens and n_launched - n_read <= STEPS_AHEAD:
+                    kind, is_final = state.next_step(length + n_launched - 1)
+                    if is_final and n_launched > n_read:
+                        break
+                    state.begin(length + n_launched - 1)
                     if cache.counts_anew(at := length + n_launched - 1):
                         device.copy(cache.position, np.asarray([cache.position_of(at)], np.int32))
-                    bucket = cache.limit = bucket_of(length + n_launched, cache.capacity)
-                    if bucket not in graphs:
+                    if kind not in graphs:
                         step()  # once as it is: compiles what is new, makes the scratch arrays
-                        graphs[bucket] = None
+                        graphs[kind] = None
                     else:
-                        graph = graphs[bucket]
+                        graph = graphs[kind]
                         if graph is None:
                             kept += self._scratch.values()  # the graph's own, should a longer prompt replace them
-                            graph = graphs[bucket] = capture(device, step)
+                            graph = graphs[kind] = capture(device, step)
                         graph.launch()
                     events.append(device.event())
                     n_launched += 1
+                state.length = length + n_read
                 events.popleft().wait()
                 made = int(sampler.ring[n_read % RING_SIZE])
                 if made < 0:
                     raise LlamaGPUError(DAMAGED_LOGITS)
-                cache.length = length + n_read
                 yield made
         finally:
             if events:
@@ -340,6 +382,11 @@ def capture(device: Device, step: Callable[[], None]) -> Graph:
 def is_fused(n: int, w: Stack) -> bool:
     """Whether the fused kernels take it."""
     return n <= FEW_COLUMNS and len(w.parts) == 1
+
+
+def pad_memory(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows [n_layers, mem_len, dim] as they lie in device memory."""
+    return pad_rows(rows.reshape(-1, rows.shape[2])).reshape(*rows.shape[:2], -1)
 
 
 def never(target: Target) -> None:

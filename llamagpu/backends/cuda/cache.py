@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,12 @@ MAX_PROMPT_CHUNK = 512  # tokens that one call may read
 SMALLEST_BUCKET = 512
 
 
-def bucket_of(n_positions: int, capacity: int) -> int:
+def bucket_of(n_positions: int, capacity: int, smallest: int = SMALLEST_BUCKET) -> int:
     """The number of positions that attention is launched for when n_positions are filled: 512, 2048, 8192, ...
 
     One graph is captured for each, so that a short text is not cut into the many parts that a long one needs.
     """
-    bucket = SMALLEST_BUCKET
+    bucket = smallest
     while bucket < n_positions:
         bucket *= 4
     return min(bucket, capacity)
@@ -36,13 +37,14 @@ class CUDACache:
     position: int32 [1], positions filled, as kernels see it; ``length`` is the host's count. The two agree except while
     tokens are decoded ahead of the host. tokens: int32 [MAX_PROMPT_CHUNK], the tokens of a call; the first is where the
     sampler puts the next one. limit: the bucket of what is launched now. angles: float32 [capacity, head_dim], cos then
-    sin of RoPE.
+    sin of RoPE. A memory_llama has one bucket: its capacity is fixed.
     """
 
     rewindable = True
     ring = None
 
     def __init__(self, device: Device, config: ModelConfig, capacity: int, dtype: DTypeLike) -> None:
+        self.smallest_bucket = capacity if config.mem_len else SMALLEST_BUCKET
         shape = (config.n_layers, config.n_kv_heads, capacity, padded(config.head_dim))
         self.capacity, self.length, self.limit = capacity, 0, capacity
         self.keys = device.zeros(shape, dtype)
@@ -64,6 +66,28 @@ class CUDACache:
     def counts_anew(self, n: int) -> bool:
         """Never: what is counted on the device ends with the capacity."""
         return False
+
+    @property
+    def cache(self) -> CUDACache:
+        """For ``Backend.decode``: of an ordinary model the cache is the whole state."""
+        return self
+
+    def bucket_of(self, n_positions: int) -> int:
+        return bucket_of(n_positions, self.capacity, self.smallest_bucket)
+
+    def next_step(self, length: int) -> tuple[Hashable, bool]:
+        return self.bucket_of(length + 1), False
+
+    def begin(self, length: int) -> None:
+        self.limit = self.bucket_of(length + 1)
+
+    def rows(self, device: Device, first: int, n: int) -> CUDACache:
+        """See ``Backend.rows_of_cache``. tokens are then the rows themselves; one row follows the position."""
+        view = copy(self)
+        view.length = first
+        view.position = device.upload(np.asarray([first], np.int32))
+        view.tokens = view.position if n == 1 else device.upload(np.arange(first, first + n, dtype=np.int32))
+        return view
 
     def save(self, device: Device, head_dim: int) -> dict[str, NDArray[Any]]:
         """The filled positions as host arrays: see ``Backend.save_cache``."""

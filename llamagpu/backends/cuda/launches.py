@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from llamagpu.backends.cpu.attention_window import Ring
 from llamagpu.backends.cuda.device import Device, DeviceArray, f32, i32
-from llamagpu.backends.cuda.kernels import COLUMNS, ROWS
+from llamagpu.backends.cuda.kernels import COLUMNS, INSTANCES, ROWS
 from llamagpu.backends.cuda.matrix import DeviceMatrix, padded
 from llamagpu.backends.cuda.vectors import Target, Vectors
 from llamagpu.config import ModelConfig
@@ -124,6 +124,11 @@ def qkv_rope(
     half_split = config.rope_layout == "half_split"
     args = (*weights(w), *normed(x), bias, angles, position, q, keys, values, *map(i32, sizes), i32(half_split))
     device.kernel("qkv_rope", f"qkv_rope<{w.kind}, {kv_type}, {columns}>")(grid, block, args, 0, True)
+
+
+def appends_in_qkv_rope(w: DeviceMatrix, keys: DeviceArray) -> bool:
+    """Whether there is a qkv_rope for weights and keys of these types."""
+    return f"qkv_rope<{w.kind}, {KV_NAMES[keys.dtype.name]}, {COLUMNS[w.kind][0]}>" in INSTANCES["qkv_rope"]
 
 
 def split_bf16(
@@ -308,9 +313,14 @@ def attention_merge(
     n_splits: int,
     config: ModelConfig,
     target: Target,
+    kept: tuple[DeviceArray, DeviceArray] | None = None,
 ) -> None:
-    """The parts put together: [n, n_heads * head_dim] to the target."""
-    out = (target.rows, target.split, target.place)
+    """The parts put together: [n, n_heads * head_dim] to the target.
+
+    kept: float32 [mem_len, padded(n_heads * head_dim)], to which they go as well, that of token i to row
+    *position - mem_len + i; and position, int32 [1].
+    """
+    out = (target.rows, target.split, target.place, *(kept or (None, None)), i32(config.mem_len))
     sizes = map(i32, (n_splits, n, config.n_heads, config.head_dim))
     launch = device.kernel("attention", "attention_merge")
     launch((n * config.n_heads,), (MERGE_THREADS,), (partial, stats, *out, *sizes), 0, True)

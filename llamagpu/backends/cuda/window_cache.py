@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from llamagpu.backends.cpu.attention_window import LONGEST_CHUNK, Ring, places_seen, saved
 from llamagpu.backends.cpu.rope import rope_angles
+from llamagpu.backends.cuda.cache import bucket_of
 from llamagpu.backends.cuda.device import Device
 from llamagpu.backends.cuda.matrix import padded
 from llamagpu.config import ModelConfig
@@ -39,6 +40,21 @@ class CUDAWindowCache:
         cos, sin = rope_angles(0, ring.n_kept, config)
         self.angles = device.upload(np.concatenate([cos, sin], axis=1))
         self.period = (LARGEST_NUMBER - ring.n_kept) // ring.n_turns * ring.n_turns
+
+    @property
+    def cache(self) -> CUDAWindowCache:
+        """For ``Backend.decode``: it is the whole state."""
+        return self
+
+    def bucket_of(self, n_positions: int) -> int:
+        return bucket_of(n_positions, self.capacity)
+
+    def next_step(self, length: int) -> tuple[Hashable, bool]:
+        """Never final: the ring has places to spare, so a few steps that are dropped overwrite nothing still seen."""
+        return self.bucket_of(length + 1), False
+
+    def begin(self, length: int) -> None:
+        self.limit = self.bucket_of(length + 1)
 
     def position_of(self, n: int) -> int:
         """What stands for token n on the device: a number that fits, with the same place in the ring."""
