@@ -51,7 +51,7 @@ class Generation:
         if llm.quirks.repeats_last_prompt_token:
             self.prompt_tokens.append(self.prompt_tokens[-1])
         n_prompt = len(self.prompt_tokens)
-        if n_prompt > llm.context and not llm.config.endless:
+        if n_prompt > llm.longest:
             raise UsageError(f"the prompt is {n_prompt} tokens, the context {llm.context}: shorten the prompt")
         llm.check_tokens(self.prompt_tokens)
         self.tokens: list[int] = []

@@ -129,7 +129,6 @@ def test_all_logits_at_once(model: Model, device: Device) -> None:
     _, expected = model.expected("chunk")
     for where in ("cpu", device):
         llm = model.on(where, "chunk")
-        llm.context = 1000
         check(llm.logits(model.ids), expected, model, llm)
         state = new(llm)
         assert llm.model.forward(model.ids, state, n_logits=0) is None
@@ -300,13 +299,13 @@ def test_a_native_file_keeps_the_model(tmp_path: Path) -> None:
     again = open_checkpoint(tmp_path / "native.bin")
     assert again.config == opened.config
     assert set(again.tensors) == set(opened.tensors)
-    llms = [LLM(checkpoint, "cpu", context=100) for checkpoint in (opened, again)]
+    llms = [LLM(checkpoint, "cpu") for checkpoint in (opened, again)]
     np.testing.assert_array_equal(llms[0].logits(model.ids), llms[1].logits(model.ids))
 
 
 def test_faithful_rounds_what_the_original_rounds(tmp_path: Path) -> None:
     model = Model(tmp_path, MemoryShape(mem_len=4), 8)
-    plain, faithful = load(model.path, "cpu", context=100), load(model.path, "cpu", context=100, faithful=True)
+    plain, faithful = load(model.path, "cpu"), load(model.path, "cpu", faithful=True)
     difference = np.abs(plain.logits(model.ids) - faithful.logits(model.ids)).max()
     assert 1e-4 < difference < 1
 
@@ -315,7 +314,6 @@ def test_the_memory_is_used(tmp_path: Path) -> None:
     """Other tokens in the first chunk change what is said chunks later, though no key of theirs is left."""
     model = Model(tmp_path, MemoryShape(mem_len=4), 8)
     llm = model.on("cpu", "chunk")
-    llm.context = 1000
     first, second = model.ids[:16], [*(token + 1 for token in model.ids[:4]), *model.ids[4:16]]
     difference = np.abs(llm.logits(first)[12:] - llm.logits(second)[12:]).max()
     assert difference > 1e-3
@@ -328,6 +326,8 @@ def test_settings_that_a_model_has_not(tmp_path: Path, small_model: Path) -> Non
     with pytest.raises(UsageError, match="chunk or token"):
         load(model.path, "cpu", memory_update="never")
     assert load(model.path, "cpu", memory_update="token").memory_update == "token"
+    with pytest.raises(UsageError, match="no end"):
+        load(model.path, "cpu", context=5)
 
 
 @pytest.mark.parametrize(
