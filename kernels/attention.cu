@@ -12,7 +12,9 @@
 //           [n_kv_heads][capacity] where they have 8 bits; out is written for its reader
 //           (activations.cuh), n_heads * head_dim wide;
 //           partial float32 [n_splits][n][n_heads][padded(head_dim)]: sums of exp(score - largest) * v;
-//           stats float2 [n_splits][n][n_heads]: the largest score, the sum of exp(score - largest).
+//           stats float2 [n_splits][n][n_heads]: the largest score, the sum of exp(score - largest);
+//           kept float32 [mem_len][n_heads * head_dim], padded, null for none: the memory of a memory_llama, to which
+//           out goes as well, that of token i to row *position - mem_len + i.
 // Bytes     keys and values once per ROWS rows; partial is written and read once.
 #include "activations.cuh"
 #include "ptx.cuh"

@@ -163,7 +163,7 @@ class Generation(Answer):
         if llm.quirks.repeats_last_prompt_token:
             tokens.append(tokens[-1])
         n_prompt = len(tokens)
-        if n_prompt > llm.context and not (llm.window or llm.config.endless):
+        if n_prompt > llm.longest:
             raise UsageError(f"the prompt is {n_prompt} tokens, the context {llm.context}: shorten the prompt")
         session = Session(llm)
         session.add(tokens)

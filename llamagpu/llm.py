@@ -102,7 +102,7 @@ def load(
 class LLM:
     """A model ready to run. ``config`` is its shape, ``device`` what it runs on, ``context`` its positions.
 
-    A model without an end has any number of positions: its context only says how many ``logits`` and perplexity read.
+    ``longest`` is how many tokens one text may have: as many, but for a model without an end.
     ``quirks`` are those that it reproduces: none, unless it is faithful and there are some.
     """
 
@@ -126,7 +126,9 @@ class LLM:
         self.checkpoint = checkpoint
         self.config: ModelConfig = checkpoint.config
         self.context = self.config.max_seq_len if context is None else context
-        check_whole("context", self.context, 1, MOST_POSITIONS if self.config.endless else self.config.max_seq_len)
+        if self.config.endless and context is not None:
+            raise UsageError("this model has no end and a state of one size: leave out --context")
+        check_whole("context", self.context, 1, self.config.max_seq_len)
         if kv_bits not in (8, 16):
             raise UsageError(f"kv_bits must be 8 or 16, not {kv_bits}")
         self.kv_bits = kv_bits
@@ -197,14 +199,19 @@ class LLM:
         """
         ids = [int(token) for token in ids]
         self.check_tokens(ids)
-        if not ids or (len(ids) > self.context and not self.window):
-            raise UsageError(f"{len(ids)} tokens given: from 1 to {self.context} fit the context")
+        if not 1 <= len(ids) <= self.longest:
+            raise UsageError(f"{len(ids)} tokens given: from 1 to {self.longest} fit the context")
         vocab_size = self.config.vocab_size
         step = max(1, min(PROMPT_CHUNK, LOGITS_AT_ONCE // vocab_size))
         state = self.model.new_state(self.state_options(len(ids)))
         for at in range(0, len(ids), step):
             chunk = ids[at : at + step]
             yield self.backend.to_host(self.model.forward(chunk, state, n_logits=len(chunk)), vocab_size)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a text may have."""
+        return MOST_POSITIONS if self.config.endless or self.window else self.context
 
     def state_options(self, n_positions: int) -> StateOptions:
         """Of a new state with room for so many positions, or of any number where there is no end."""

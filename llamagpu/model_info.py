@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llamagpu.checkpoint import Checkpoint, Tensor
+from llamagpu.checkpoint import Checkpoint, Tensor, memory_shapes
 from llamagpu.config import ModelConfig
 from llamagpu.errors import printable
 from llamagpu.quantization import AffineQuant, Deferred
@@ -125,8 +125,12 @@ def held_bytes(tensor: Tensor) -> int:
 
 
 def bytes_per_token(checkpoint: Checkpoint) -> int:
-    """Of weights, as they are held: all, but of the embedding one row, unless it is the head too."""
-    tensors = checkpoint.tensors
+    """Of weights, as they are held: all, but of the embedding one row, unless it is the head too.
+
+    What a memory is renewed with, once in a chunk, is left out.
+    """
+    once_a_chunk = memory_shapes(checkpoint.config) if checkpoint.config.mem_len else {}
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in once_a_chunk}
     embedding = 0 if checkpoint.config.tied_head else held_bytes(tensors["tok_embeddings.weight"])
     return sum(map(held_bytes, tensors.values())) - embedding + embedding // checkpoint.config.vocab_size
 

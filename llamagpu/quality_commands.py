@@ -66,7 +66,7 @@ def perplexity(
     if kept[0]:
         parts = [stream(llm.tokenizer, content, tokens)]
     else:
-        parts = cut(llm, content, llm.context, context, stride, documents, limit)
+        parts = cut(llm, content, llm.longest, context, stride, documents, limit)
     say(f"running on {llm.device.description}")
     bar = bar_of(parts)
     scored = score(llm, parts, bar.advance)
@@ -111,7 +111,7 @@ def compare(
     check_output("json", json)
     content = read_text(text)
     a, b = load(model_a, device, tokenizer), load(model_b, device, kv_bits=kv_bits)
-    parts = cut(a, content, min(a.context, b.context), context, stride, documents, limit)
+    parts = cut(a, content, min(a.longest, b.longest), context, stride, documents, limit)
     say(f"running on {a.device.description}")
     bar = bar_of(parts)
     found = compare_models(a, b, parts, bar.advance)

@@ -34,11 +34,12 @@ import fire
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from fuzz_seeds import Case, seed_files
+from fuzz_seeds import Case, memory_config, seed_files
 
 from llamagpu.checkpoint import Checkpoint
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats import open_checkpoint
+from llamagpu.formats.llama2rnn_memory import read_memory
 from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix
 from llamagpu.tokenizers import Tokenizer, open_spec, read_spec
 
@@ -50,6 +51,7 @@ BUILDS_TABLES = ("tokenizer_model", "tokenizer_json", "native", "gguf", "hugging
 MEMORY_SLACK = dict.fromkeys(BUILDS_TABLES, 8 << 20)
 DEFAULT_SLACK = 4 << 20
 CASE_TIMEOUT = 20.0
+MEMORY_CONFIG = memory_config()
 INTERESTING = [0, 1, -1, 2, 3, 7, 255, 256, 257, 2**15, 2**16, 2**24, 2**31 - 1, -(2**31), 2**31, 2**32 - 1, 2**62]
 EXTREME = [2**64, 10**40, 10**400, "1e9", "1,1,1", "0,4611686018427387904", "null", "1.5", "[]", "NaN"]
 
@@ -119,6 +121,9 @@ def open_all(path: Path, target: str) -> tuple[Checkpoint | None, Tokenizer | No
     """Open a file as a program does; this is what time and memory are measured of."""
     if target.startswith("tokenizer"):
         return None, open_spec(read_spec(path), path)
+    if target == "llama2rnn_memory":
+        read_memory(path, MEMORY_CONFIG)
+        return None, None
     checkpoint = open_checkpoint(path)
     return checkpoint, open_spec(checkpoint.tokenizer, path) if checkpoint.tokenizer else None
 

@@ -15,11 +15,21 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec
+from llamagpu.config import ModelConfig
 from llamagpu.formats import native, open_checkpoint
 from llamagpu.quantization import AffineQuant
 from tests.formats import gguf_files
 from tests.formats.quantized_folders import Quantized, build_pair
 from tests.llama2rs_files import llama2rs_file
+from tests.memory_model_files import (
+    MemoryShape,
+    Recurrence,
+    memory_file,
+    memory_model_bytes,
+    memory_weights,
+    training_args,
+    training_state,
+)
 from tests.references.make_huggingface import build
 from tests.references.make_torch_files import STATE_DICT, TRAINING
 from tests.simple_llama_files import simple_llama_file
@@ -68,6 +78,9 @@ def seed_files() -> dict[str, list[Case]]:
         "llama2c_v0": [v0_bytes(shape, weights), v0_bytes(untied, untied_weights), v0_bytes(large, large_weights)],
         "llama2c_v1": [v1_bytes(shape, weights), v1_bytes(untied, untied_weights), v1_bytes(large, large_weights)],
         "llama2c_v2": [v2_bytes(shape, weights, 16), quantized, v2_bytes(large, large_weights, 32)],
+        "llama2rnn": memory_models(),
+        "llama2rnn_training": memory_checkpoints(),
+        "llama2rnn_memory": [memory_file(Recurrence(MEMORY, memory_weights(MEMORY)), 10, pos) for pos in (0, 3)],
         "llama2rs": [llama2rs_file(variant, act_order=variant in "BC").data for variant in ("A", "B", "C", "float32")],
         "simple_llama": [simple_llama_file(bits)[0] for bits in (32, 8, 4)],
         "native": native_files,
@@ -77,6 +90,29 @@ def seed_files() -> dict[str, list[Case]]:
         "tokenizer_bin": [tokenizer_bin(), tokenizer_bin(raw_byte_dialect=True), tokenizer_bin(32000)],
         "tokenizer_model": [open_checkpoint(demo).tokenizer.data] if demo.exists() else [],  # type: ignore[union-attr]
     }
+
+
+MEMORY = MemoryShape(mem_len=5, max_seq_len=8)
+LARGE_MEMORY = MemoryShape(dim=128, hidden_dim=384, n_layers=4, n_heads=8, n_kv_heads=4, vocab_size=2000, mem_len=300)
+
+
+def memory_models() -> list[Case]:
+    """Small ones, so that the header is much of the file; and one whose memory is longer than a byte says."""
+    shapes = (MEMORY, MemoryShape(tied=False, mem_len=1), LARGE_MEMORY)
+    return [memory_model_bytes(shape, memory_weights(shape), 8) for shape in shapes]
+
+
+def memory_checkpoints() -> list[Case]:
+    state = training_state(MEMORY, memory_weights(MEMORY))
+    return [torch_bytes({"model": state, "model_args": training_args(MEMORY, theta=10000)})]
+
+
+def memory_config() -> ModelConfig:
+    """Of the model whose memory files are among the seeds."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.bin")
+        path.write_bytes(memory_model_bytes(MEMORY, memory_weights(MEMORY), 8))
+        return open_checkpoint(path).config
 
 
 def unzipped_folders(shape: Shape) -> list[Case]:

@@ -136,21 +136,15 @@ def test_what_a_stop_string_takes_away(rewindable: bool, device: Device, monkeyp
         equals_a_fresh_one(session)
 
 
-def test_a_state_that_cannot_go_back_is_not_run_ahead(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_that_cannot_go_back_is_read_again(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     for cache in (CPUCache, CUDACache):
         monkeypatch.setattr(cache, "rewindable", False)
-    _, cuda = models(device)
-    session = new_session(cuda)
-    answer = Answer(session, 24, WARM)
-    next(iter(answer))
-    state = session.state
-    assert isinstance(state, CUDACache)
-    cuda.backend.wait()
-    filled = device.download(state.keys)[0, 0, :, 0] != 0
-    assert int(np.flatnonzero(filled).max()) == len(session.tokens) - 2
-    assert not session.cut(2)
-    assert session.replace([*PROMPT[:3], 7]) == 0  # from the start
-    equals_a_fresh_one(session)
+    for llm in models(device):
+        session = new_session(llm)
+        next(iter(Answer(session, 24, WARM)))
+        assert not session.cut(2)
+        assert session.replace([*PROMPT[:3], 7]) == 0  # from the start
+        equals_a_fresh_one(session)
 
 
 def test_only_what_differs_is_read_again(device: Device) -> None:

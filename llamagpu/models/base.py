@@ -31,8 +31,8 @@ class State(Protocol):
     """What a model remembers of one sequence. length: tokens that went through it.
 
     rewindable: whether setting ``length`` to less makes it the state after as many tokens, as it does for keys and
-    values: what lies beyond is not read and is written over. Where it is not, ``decode`` must run a token only when the
-    one after it is asked for, so that an answer that ends anywhere leaves the state after the tokens that were taken.
+    values: what lies beyond is not read and is written over. Where it is not, ``decode`` must leave the state after the
+    tokens that were taken all the same, wherever an answer ends (``DecodeState`` says how).
     """
 
     length: int
