@@ -50,6 +50,7 @@ def chat(
     kv_bits: int = 16,
     window: int | None = None,
     sinks: int | None = None,
+    memory_update: str = "chunk",
 ) -> None:
     """Talk with a model. /help lists what else can be said. Through a pipe, each line is a turn.
 
@@ -75,6 +76,7 @@ def chat(
         kv_bits: 8 keeps keys and values in half the memory, with a little loss; 16 as they are.
         window: Keep the first few and the last so many tokens alone: the talk has no end, and the rest is forgotten.
         sinks: With --window, how many of the first tokens are kept. By default 4.
+        memory_update: Of a model with a memory: renew it after each chunk, as it was trained, or after each token.
     """
     sampling = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
@@ -86,7 +88,7 @@ def chat(
         bars.setdefault(title, ProgressBar(title, "B" if total else "kernel", total)).advance(n)
 
     of_window = window_and_sinks(window, sinks)
-    llm = load(model, device, tokenizer, context, on_work, False, kv_bits, *of_window)
+    llm = load(model, device, tokenizer, context, on_work, False, kv_bits, *of_window, memory_update)
     if memory_file is not None:
         memory_file.check(llm)
     room = Room(llm, template, system, sampling, max_tokens, stop or [], tell_time, memory_file)
@@ -253,7 +255,7 @@ class Room:
         """What to do about a full context."""
         most = self.llm.config.max_seq_len
         more = f", --context {most} holds more" if self.llm.context < most else ""
-        return f"/reset forgets the conversation{more}"
+        return f"/reset forgets the conversation{more}, --window goes on for ever and forgets what is far behind"
 
     def keep(self) -> None:
         if self.memory is not None:
