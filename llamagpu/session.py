@@ -74,8 +74,16 @@ class Session:
         self._run(len(self.tokens) - leave, chunk, 0, on_tokens)
 
     def logits(self, chunk: int, on_tokens: Callable[[int], None], n_more: int) -> Array:
-        """Run all that is pending; the logits after it. n_more: tokens to make room for, as far as there is some."""
+        """Run all that is pending; the logits after it. n_more: tokens to make room for, as far as there is some.
+
+        Nothing is pending where an answer ended by itself and nobody has spoken since: then the last token is run
+        again. Raises UsageError for a state that cannot go back to it.
+        """
         self.reserve(self.length + n_more)
+        if not self.pending:
+            if not self.state.rewindable:
+                raise UsageError("the text has come to its end: say something for it to go on from")
+            self.state.length -= 1
         return self._run(len(self.tokens), chunk, 1, on_tokens)
 
     def _run(self, end: int, chunk: int, n_logits: int, on_tokens: Callable[[int], None]) -> Any:

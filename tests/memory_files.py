@@ -26,7 +26,7 @@ def begin(llm: LLM) -> Session:
 def main(path: str) -> None:
     llm, memory = llamagpu.load("demo", device="cpu"), Memory(path)
     session = memory.load(llm)[0] if memory.exists() else begin(llm)
-    while session.length < 250:
+    while session.length < 180:  # the story ends at 195
         "".join(Answer(session, 1, WARM))
         memory.save(session)
         print(session.length, flush=True)

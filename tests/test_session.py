@@ -136,6 +136,22 @@ def test_what_a_stop_string_takes_away(rewindable: bool, device: Device, monkeyp
         equals_a_fresh_one(session)
 
 
+def test_an_answer_after_the_end_of_the_text(device: Device) -> None:
+    """Nothing is to be run, but the logits behind the end are asked for once more."""
+    for llm in models(device):
+        session = new_session(llm)
+        "".join(Answer(session, 6, GREEDY))
+        last = session.tokens[-1]
+        session.cut(len(session.tokens) - 1)
+        for _ in range(2):
+            answer = Answer(session, 6, GREEDY, end_ids=[last])
+            assert "".join(answer) == ""
+            assert (answer.stop_reason, session.pending) == ("eos", [])
+        "".join(Answer(session, 1, GREEDY))
+        assert session.tokens[-1] == last
+        equals_a_fresh_one(session)
+
+
 def test_a_state_that_cannot_go_back_is_read_again(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     for cache in (CPUCache, CUDACache):
         monkeypatch.setattr(cache, "rewindable", False)
