@@ -14,7 +14,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import fire
 import ml_dtypes
 import numpy as np
 
@@ -85,4 +84,6 @@ def main(
 
 
 if __name__ == "__main__":
+    import fire  # not above: the tests use what is here, also where it is not installed
+
     fire.Fire(main)

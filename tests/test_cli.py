@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from llamagpu.formats import open_checkpoint
-from tests.formats.gguf_files import small_model, small_vocabulary
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes
 
 COMMAND = [sys.executable, "-m", "llamagpu"]
@@ -327,6 +326,9 @@ def test_help_names_every_flag() -> None:
 
 
 def test_a_gguf_file_in_every_command(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from tests.formats.gguf_files import small_model, small_vocabulary
+
     file, _ = small_model("qwen3", ["Q4_K", "Q6_K"])
     file.keys |= small_vocabulary()
     path, out = tmp_path / "small.gguf", tmp_path / "model.bin"
