@@ -14,7 +14,7 @@
 //           a batch, all issued before the first is used. Each group of lanes adds up its own keys; these sums, then
 //           those of the warps, are added in a fixed order.
 // Bytes     keys and values once. In flight per warp: 2 * UNROLL * 512 bytes of float16.
-#include "common.cuh"
+#include "attention_warps.cuh"
 #include "ptx.cuh"
 
 constexpr int DECODE_WARPS = 4;
@@ -56,10 +56,7 @@ __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1)
                      int window, float scale) {
     constexpr bool SCALED = sizeof(KV) == 1;
     constexpr int UNROLL = (ROWS > 4 ? 4 : 8) / (sizeof(KV) == 4 ? 2 : 1);
-    extern __shared__ float4 shared4[];
-    __shared__ float largest_of[DECODE_WARPS][ROWS], sum_of[DECODE_WARPS][ROWS];
-    float* sums_of = reinterpret_cast<float*>(shared4);  // [DECODE_WARPS][ROWS][stride]
-    const int stride = padded(head_dim), thread = threadIdx.x, warp = thread / WARP, lane = thread % WARP;
+    const int stride = padded(head_dim), warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int group = n_heads / n_kv_heads, kv_head = blockIdx.y, split = blockIdx.z, n_splits = gridDim.z;
     const int n_rows = n * group;
     const int part = lane % lanes_per_key, slot = lane / lanes_per_key, keys_per_load = WARP / lanes_per_key;
@@ -178,31 +175,7 @@ __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1)
         }
     }
 
-#pragma unroll
-    for (int row = 0; row < ROWS; row++) {
-        for (int offset = WARP / 2; offset >= lanes_per_key; offset /= 2) {
-            sum[row] += __shfl_xor_sync(ALL_LANES, sum[row], offset);
-#pragma unroll
-            for (int i = 0; i < 8; i++) sums[row][i] += __shfl_xor_sync(ALL_LANES, sums[row][i], offset);
-        }
-        if (lane == 0) largest_of[warp][row] = largest[row], sum_of[warp][row] = sum[row];
-        if (slot == 0 && has_part)
-#pragma unroll
-            for (int i = 0; i < 8; i++) sums_of[(warp * ROWS + row) * stride + part * 8 + i] = sums[row][i];
-    }
-    __syncthreads();
-    for (int item = thread; item < n_rows * stride; item += DECODE_WARPS * WARP) {
-        const int row = item / stride, d = item % stride;
-        float most = NEGATIVE_INFINITY, total = 0.f, of_row = 0.f;
-        for (int w = 0; w < DECODE_WARPS; w++) most = fmaxf(most, largest_of[w][row]);
-        for (int w = 0; w < DECODE_WARPS; w++) {
-            if (largest_of[w][row] == NEGATIVE_INFINITY) continue;  // that warp had no key
-            const float factor = expf(largest_of[w][row] - most);
-            total = fmaf(factor, sums_of[(w * ROWS + row) * stride + d], total);
-            of_row = fmaf(factor, sum_of[w][row], of_row);
-        }
-        const size_t index = static_cast<size_t>(split) * n * n_heads + query(row);
-        partial[index * stride + d] = total;
-        if (d == 0) stats[index] = make_float2(most, of_row);
-    }
+    add_up_warps<DECODE_WARPS>(largest, sum, sums, n_rows, stride, lanes_per_key, partial, stats, [&](int row) {
+        return static_cast<size_t>(split) * n * n_heads + query(row);
+    });
 }

@@ -17,7 +17,7 @@
 //           SHARE. Lanes: lanes_per_key (a power of two from 2 to 32) for a key, 8 elements each; UNROLL keys at once.
 //           Each group of lanes adds up its own keys; these sums, then those of the warps, are added in a fixed order.
 // Bytes     keys and values once per token and ROWS queries; the angles of S + W positions, which stay in a cache.
-#include "common.cuh"
+#include "attention_warps.cuh"
 #include "ptx.cuh"
 
 constexpr int WINDOW_WARPS = 4;
@@ -48,10 +48,7 @@ __global__ void __launch_bounds__(WINDOW_WARPS* WARP)
                      const int* position, float* partial, float2* stats, int n, int n_heads, int n_kv_heads,
                      int head_dim, int n_places, int lanes_per_key, int window, int sinks, int n_turns, float scale) {
     constexpr int UNROLL = ROWS > 4 ? 2 : 4;
-    extern __shared__ float4 shared4[];
-    __shared__ float largest_of[WINDOW_WARPS][ROWS], sum_of[WINDOW_WARPS][ROWS];
-    float* sums_of = reinterpret_cast<float*>(shared4);  // [WINDOW_WARPS][ROWS][stride]
-    const int stride = padded(head_dim), thread = threadIdx.x, warp = thread / WARP, lane = thread % WARP;
+    const int stride = padded(head_dim), warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int group = n_heads / n_kv_heads, row_blocks = (group + ROWS - 1) / ROWS;
     const int token = blockIdx.x / row_blocks, first_row = blockIdx.x % row_blocks * ROWS;
     const int n_rows = min(ROWS, group - first_row), kv_head = blockIdx.y, split = blockIdx.z, n_splits = gridDim.z;
@@ -143,31 +140,7 @@ __global__ void __launch_bounds__(WINDOW_WARPS* WARP)
         }
     }
 
-#pragma unroll
-    for (int row = 0; row < ROWS; row++) {
-        for (int offset = WARP / 2; offset >= lanes_per_key; offset /= 2) {
-            sum[row] += __shfl_xor_sync(ALL_LANES, sum[row], offset);
-#pragma unroll
-            for (int i = 0; i < 8; i++) sums[row][i] += __shfl_xor_sync(ALL_LANES, sums[row][i], offset);
-        }
-        if (lane == 0) largest_of[warp][row] = largest[row], sum_of[warp][row] = sum[row];
-        if (slot == 0 && has_part)
-#pragma unroll
-            for (int i = 0; i < 8; i++) sums_of[(warp * ROWS + row) * stride + part * 8 + i] = sums[row][i];
-    }
-    __syncthreads();
-    for (int item = thread; item < n_rows * stride; item += WINDOW_WARPS * WARP) {
-        const int row = item / stride, d = item % stride;
-        float most = NEGATIVE_INFINITY, total = 0.f, of_row = 0.f;
-        for (int w = 0; w < WINDOW_WARPS; w++) most = fmaxf(most, largest_of[w][row]);
-        for (int w = 0; w < WINDOW_WARPS; w++) {
-            if (largest_of[w][row] == NEGATIVE_INFINITY) continue;  // that warp had no key
-            const float factor = expf(largest_of[w][row] - most);
-            total = fmaf(factor, sums_of[(w * ROWS + row) * stride + d], total);
-            of_row = fmaf(factor, sum_of[w][row], of_row);
-        }
-        const size_t index = (static_cast<size_t>(split) * n + token) * n_heads + head_of(row);
-        partial[index * stride + d] = total;
-        if (d == 0) stats[index] = make_float2(most, of_row);
-    }
+    add_up_warps<WINDOW_WARPS>(largest, sum, sums, n_rows, stride, lanes_per_key, partial, stats, [&](int row) {
+        return (static_cast<size_t>(split) * n + token) * n_heads + head_of(row);
+    });
 }

@@ -11,6 +11,7 @@ unseen stories. The held-out loss at the end is in nats per token, beside the en
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
@@ -46,11 +47,13 @@ def train_tokenizer(path: Path) -> None:
     """Byte-fallback BPE over stories; no normalisation, so that decode(encode(text)) is the text for any text."""
     rng = random.Random(1)
     lines = [line for _ in range(N_TOKENIZER_STORIES) for line in write_story(rng).text.split("\n")]
+    model = io.BytesIO()  # not a prefix of a path: the trainer would write it into the model
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_prefix=str(path.with_suffix("")), model_type="bpe",
+        sentence_iterator=iter(lines), model_writer=model, model_type="bpe",
         vocab_size=SHAPE["vocab_size"], byte_fallback=True, split_digits=True, character_coverage=1.0,
         normalization_rule_name="identity", remove_extra_whitespaces=False, num_threads=1, minloglevel=2,
     )  # fmt: skip
+    path.write_bytes(model.getvalue())
 
 
 def token_stream(tokenizer: sentencepiece.SentencePieceProcessor, seed: int) -> Iterator[list[int]]:

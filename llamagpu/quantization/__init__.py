@@ -2,9 +2,8 @@
 
 from llamagpu.quantization.affine import AffineQuant
 from llamagpu.quantization.deferred import Deferred
-from llamagpu.quantization.gptq import affine_from_gptq
 from llamagpu.quantization.int8 import Int8Matrix
 from llamagpu.quantization.random import RandomMatrix
 from llamagpu.quantization.round_to_nearest import round_to_nearest
 
-__all__ = ["AffineQuant", "Deferred", "Int8Matrix", "RandomMatrix", "affine_from_gptq", "round_to_nearest"]
+__all__ = ["AffineQuant", "Deferred", "Int8Matrix", "RandomMatrix", "round_to_nearest"]

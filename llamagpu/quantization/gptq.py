@@ -1,4 +1,4 @@
-"""GPTQ tensors as AutoGPTQ and its kin store them, to AffineQuant: the same whole numbers, nothing rounded again."""
+"""GPTQ tensors as AutoGPTQ and its kin store them, as plain rows: the same whole numbers, nothing rounded again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagpu.quantization.affine import AffineQuant
 from llamagpu.quantization.grouped_numbers import GroupedNumbers
 
 
@@ -19,24 +18,6 @@ def unpack_words(words: NDArray[np.int32], bits: int, axis: int) -> NDArray[np.u
     return np.moveaxis(numbers.reshape(*moved.shape[:-1], -1), -1, axis)
 
 
-def affine_from_gptq(
-    qweight: NDArray[np.int32],
-    qzeros: NDArray[np.int32],
-    scales: NDArray[Any],
-    group_size: int,
-    g_idx: NDArray[np.int32] | None = None,
-    bits: int = 4,
-    version: Literal[1, 2] = 1,
-) -> AffineQuant:
-    """qweight int32 [in * bits / 32, out], qzeros int32 [groups, out * bits / 32], scales [groups, out], g_idx [in].
-
-    Version 1 stores zero - 1, so a stored 15 means 16; version 2 stores the zero itself. g_idx gives the group of each
-    input; where that is not simply its place (act-order), columns are sorted by group and ``perm`` says whence.
-    group_size -1 is the whole row. Raises ValueError where sizes or groups do not fit one another.
-    """
-    return gptq_numbers(qweight, qzeros, scales, group_size, g_idx, bits, version).pack()
-
-
 def gptq_numbers(
     qweight: NDArray[np.int32],
     qzeros: NDArray[np.int32],
@@ -46,7 +27,12 @@ def gptq_numbers(
     bits: int = 4,
     version: Literal[1, 2] = 1,
 ) -> GroupedNumbers:
-    """The same as plain rows."""
+    """qweight int32 [in * bits / 32, out], qzeros int32 [groups, out * bits / 32], scales [groups, out], g_idx [in].
+
+    Version 1 stores zero - 1, so a stored 15 means 16; version 2 stores the zero itself. g_idx gives the group of each
+    input; where that is not simply its place (act-order), columns are sorted by group and ``perm`` says whence.
+    group_size -1 is the whole row. Raises ValueError where sizes or groups do not fit one another.
+    """
     q = unpack_words(qweight, bits, 0).T
     out_features, in_features = q.shape
     zeros = unpack_words(qzeros, bits, 1).astype(np.float32) + (1 if version == 1 else 0)

@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from llamagpu.backends.cpu.linear import embedding, linear
-from llamagpu.quantization import AffineQuant, RandomMatrix, affine_from_gptq
+from llamagpu.quantization import AffineQuant, RandomMatrix
 from llamagpu.quantization.affine import TILE_COLUMNS, take_rows
+from llamagpu.quantization.gptq import gptq_numbers
 
 SHAPES = ((1, 1), (33, 130), (64, 512), (17, 172))
 GROUP_SIZES = (16, 32, 64, 96, 128, 100000)
@@ -161,7 +162,7 @@ def test_gptq_tensors(bits: int, group_size: int, version: Literal[1, 2], act_or
     zeros = stored + (version == 1)
     w = scales.astype(np.float32)[g_idx] * (q - zeros[g_idx]).astype(np.float32)
     packed = gptq_pack(q, bits, 0), gptq_pack(stored, bits, 1)
-    matrix = affine_from_gptq(*packed, scales, group_size, g_idx.astype(np.int32), bits, version)
+    matrix = gptq_numbers(*packed, scales, group_size, g_idx.astype(np.int32), bits, version).pack()
     assert (matrix.perm is not None) == (act_order and n_groups > 1)
     x = generator.standard_normal((3, n_in), np.float32)
     np.testing.assert_allclose(linear(x, matrix), x @ w, rtol=2e-5, atol=2e-2 if bits == 8 else 2e-3)
@@ -173,16 +174,16 @@ def test_gptq_groups_that_are_none() -> None:
     q, stored, scales = np.zeros((64, 32)), np.zeros((2, 32)), np.ones((2, 32), np.float16)
     packed = gptq_pack(q, 4, 0), gptq_pack(stored, 4, 1)
     with pytest.raises(ValueError, match="g_idx does not put 64 inputs in 2 groups of 32"):
-        affine_from_gptq(*packed, scales, 32, np.zeros(64, np.int32))
+        gptq_numbers(*packed, scales, 32, np.zeros(64, np.int32))
     with pytest.raises(ValueError, match="do not fit"):
-        affine_from_gptq(*packed, scales, 16)
+        gptq_numbers(*packed, scales, 16)
 
 
 @pytest.mark.parametrize("name", ["gptq_ref_exllama", "gptq_ref_cuda_old_half"])
 def test_autogptqs_own_reference(name: str, data: Path) -> None:
     """What AutoGPTQ's kernels gave for these tensors; they add in float16, hence the difference."""
     tensors = np.load(data / "gptq" / f"{name}.npz")
-    matrix = affine_from_gptq(tensors["qweight"], tensors["qzeros"], tensors["scales"], 128)
+    matrix = gptq_numbers(tensors["qweight"], tensors["qzeros"], tensors["scales"], 128).pack()
     y = linear(tensors["x"].astype(np.float32)[None], matrix)[0]
     expected = tensors["expected"]
     assert round(float(np.abs(y - expected).max()), 3) <= 0.004
