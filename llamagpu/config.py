@@ -21,9 +21,12 @@ LARGEST = {
     "vocab_size": 1 << 22,
     "max_seq_len": 1 << 24,
 }
-# memory_llama is models/memory_llama.py; the others are models/llama.py: they differ in what the fields below say.
+# The first four are models/llama.py: they differ in what the fields below say. The others are a file each.
 MEMORY_LLAMA = "memory_llama"
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", MEMORY_LLAMA)
+RWKV = ("rwkv4", "rwkv5", "rwkv6", "rwkv7")
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", MEMORY_LLAMA, *RWKV)
+# How many small matrices with a rank of their own an RWKV has: 6 for mixes, decay; 7 for decay, a, v, gate
+N_RANKS = {"rwkv6": 2, "rwkv7": 4}
 LONGEST_MEMORY = 1 << 16
 REMEDY = "the file is damaged or no model that llamagpu knows: download or export it again"
 
@@ -40,6 +43,9 @@ class ModelConfig:
     tied_head: the embedding matrix is also the output head. qkv_bias: wq, wk, wv have one. qk_norm: queries and keys go
     through an RMSNorm of their head before RoPE. sliding_window: from layer first_window_layer on, a token sees itself
     and the sliding_window - 1 before it; 0: all. mem_len: of a memory_llama, tokens of a chunk and rows of its memory.
+    ranks: of the pairs of thin matrices of an RWKV, in the order of its file in ``models/``. What an RWKV calls heads are
+    n_heads = n_kv_heads (one for RWKV-4, which has none); norm_eps is that of its LayerNorms, group_norm_eps that of the
+    norm of each head.
     """
 
     architecture: str
@@ -62,6 +68,8 @@ class ModelConfig:
     sliding_window: int = 0
     first_window_layer: int = 0
     mem_len: int = 0
+    ranks: tuple[int, ...] = ()
+    group_norm_eps: float = 64e-5
 
     @classmethod
     def checked(cls, path: str | Path, values: dict[str, Any]) -> ModelConfig:
@@ -86,7 +94,7 @@ class ModelConfig:
             value = values[name]
             if type(value) is not int or not 0 <= value <= LARGEST["max_seq_len"]:
                 raise refuse(name, f"is {str(value)[:40]}, must be a whole number from 0 to {LARGEST['max_seq_len']}")
-        for name in ("norm_eps", "rope_theta", "rope_attention_factor"):
+        for name in ("norm_eps", "rope_theta", "rope_attention_factor", "group_norm_eps"):
             value = values[name]
             if type(value) not in (int, float) or not 0 < value < 1e30:  # also false for NaN
                 raise refuse(name, f"is {str(value)[:40]}, must be a number above 0")
@@ -106,7 +114,20 @@ class ModelConfig:
             if not all(type(factor) in (int, float) and 1e-10 < factor < 1e10 for factor in factors):
                 raise refuse("rope_factors", "must be numbers above 0")
             values["rope_factors"] = tuple(float(factor) for factor in factors)
+        ranks = values["ranks"]
+        n_ranks = N_RANKS.get(values["architecture"], 0)
+        if not isinstance(ranks, list | tuple) or len(ranks) != n_ranks:
+            raise refuse("ranks", f"must be {n_ranks} whole numbers for this architecture")
+        if not all(type(rank) is int and 1 <= rank <= LARGEST["dim"] for rank in ranks):
+            raise refuse("ranks", f"must be whole numbers from 1 to {LARGEST['dim']}")
+        values["ranks"] = tuple(ranks)
         config = cls(**values)
+        if config.recurrent:
+            if config.n_heads * config.head_dim != config.dim or config.n_kv_heads != config.n_heads:
+                raise refuse("head_dim", f"is {config.head_dim}, must be dim = {config.dim} over n_heads")
+            if config.tied_head or config.sliding_window or config.mem_len:
+                raise refuse("config", "has a tied head, a window or a memory, as no RWKV has")
+            return config
         if config.n_heads % config.n_kv_heads:
             raise refuse("n_kv_heads", f"is {config.n_kv_heads}, must divide n_heads = {config.n_heads}")
         if config.head_dim % 2:
@@ -131,9 +152,14 @@ class ModelConfig:
         return self.n_heads * self.head_dim
 
     @property
+    def recurrent(self) -> bool:
+        """Whether it is an RWKV: no keys and values, no positions."""
+        return self.architecture in RWKV
+
+    @property
     def endless(self) -> bool:
         """Whether its state has a fixed size, and max_seq_len is no limit."""
-        return self.mem_len > 0
+        return self.mem_len > 0 or self.recurrent
 
     def window_of(self, layer: int) -> int:
         """Positions that a token of this layer sees, itself included; 0 for all before it."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from llamagpu.backends.recurrent import RecurrentOps
 from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
 from llamagpu.sampling import SamplingParams
@@ -62,8 +63,8 @@ class Sampler(Protocol):
         """Go on as after so many draws. Before the first."""
 
 
-class Backend(Protocol):
-    """One device."""
+class Backend(RecurrentOps, Protocol):
+    """One device. What recurrent models ask of it beside this: ``recurrent.py``."""
 
     name: str
 
