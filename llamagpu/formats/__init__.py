@@ -8,7 +8,7 @@ from typing import Protocol
 
 from llamagpu.checkpoint import Checkpoint
 from llamagpu.errors import ModelFormatError
-from llamagpu.formats import gguf, huggingface, llama2c, llama2rnn, llama2rs, meta, native, simple_llama
+from llamagpu.formats import gguf, huggingface, llama2c, llama2rnn, llama2rs, meta, native, rwkv_ggmf, simple_llama
 from llamagpu.formats.mapped_file import check_readable
 
 
@@ -37,7 +37,7 @@ class FolderReader(Protocol):
 
 
 # most certain signature first; llama2rnn tells its files from llama2c's by their length
-READERS: tuple[Reader, ...] = (gguf, native, simple_llama, meta, llama2rs, llama2rnn, llama2c)
+READERS: tuple[Reader, ...] = (gguf, rwkv_ggmf, native, simple_llama, meta, llama2rs, llama2rnn, llama2c)
 FOLDER_READERS: tuple[FolderReader, ...] = (meta, huggingface)
 SNIFF_BYTES = 64
 

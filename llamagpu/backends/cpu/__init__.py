@@ -16,6 +16,7 @@ from llamagpu.backends.cpu.attention import attention
 from llamagpu.backends.cpu.attention_window import CPUWindowCache, Ring, attention_window
 from llamagpu.backends.cpu.kv_int8 import in_type, quantize_rows, widen_rows
 from llamagpu.backends.cpu.linear import embedding, linear
+from llamagpu.backends.cpu.recurrent import CPURecurrentOps
 from llamagpu.backends.cpu.rmsnorm import rmsnorm
 from llamagpu.backends.cpu.rope import rope, rope_angles
 from llamagpu.backends.cpu.sample import sample
@@ -111,7 +112,7 @@ class CPUSampler:
         return token
 
 
-class CPUBackend:
+class CPUBackend(CPURecurrentOps):
     name = "cpu"
 
     def weight(self, tensor: Tensor) -> Weight:

@@ -1,0 +1,136 @@
+"""The operations of ``backends/recurrent.py`` in NumPy. A bundle is a list of arrays, or one array of as many axes more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamagpu.backends.cpu.activate import activate
+from llamagpu.backends.cpu.gated_add import gated_add
+from llamagpu.backends.cpu.layernorm import layernorm
+from llamagpu.backends.cpu.linear import Matrix, embedding
+from llamagpu.backends.cpu.token_shift import norm_shift_mix
+from llamagpu.backends.cpu.wkv4 import wkv4
+from llamagpu.backends.cpu.wkv5 import wkv5
+from llamagpu.backends.cpu.wkv7 import wkv7
+from llamagpu.backends.recurrent import Activation, Segment, empty_state
+from llamagpu.config import ModelConfig
+
+Floats = NDArray[np.float32]
+Norm = tuple[Floats, Floats]
+
+
+@dataclass
+class CPURecurrentState:
+    """shifts float32 [n_layers, 2, dim]; wkv float32 [n_layers, ...]: see ``empty_state``."""
+
+    shifts: Floats
+    wkv: Floats
+    length: int = 0
+    room: None = None
+    rewindable = False
+
+
+class CPURecurrentOps:
+    """To be inherited by the backend."""
+
+    def weight(self, tensor: Any) -> Any:
+        raise NotImplementedError
+
+    def linear(self, x: Floats, w: Matrix) -> Floats:
+        raise NotImplementedError
+
+    def recurrent_state(self, config: ModelConfig) -> CPURecurrentState:
+        return CPURecurrentState(**empty_state(config))
+
+    def save_recurrent(self, state: CPURecurrentState) -> dict[str, Floats]:
+        return {"shifts": state.shifts.copy(), "wkv": state.wkv.copy()}
+
+    def load_recurrent(self, state: CPURecurrentState, arrays: Mapping[str, NDArray[Any]]) -> None:
+        state.shifts[:], state.wkv[:] = arrays["shifts"], arrays["wkv"]
+
+    def mixes(self, vectors: Sequence[Floats], readers: Sequence[Any]) -> Floats:
+        return np.stack(vectors)
+
+    def group(self, segments: Sequence[Segment], widths: Sequence[int]) -> list[tuple[Matrix, Segment]]:
+        return [(self.weight(segment.tensor), segment) for segment in segments]
+
+    def embedding_layernorm(
+        self, table: Matrix, tokens: Sequence[int], state: CPURecurrentState, norm: Norm, eps: float
+    ) -> Floats:
+        return layernorm(embedding(table, np.asarray(tokens, np.int64)), *norm, eps)
+
+    def shift_mix(
+        self,
+        x: Floats,
+        norm: Norm,
+        eps: float,
+        mixes: Floats | list[Floats],
+        state: CPURecurrentState,
+        layer: int,
+        place: int,
+        keep: bool = True,
+    ) -> Floats:
+        previous = state.shifts[layer, place]
+        mixed, last = norm_shift_mix(x, lambda rows: layernorm(rows, *norm, eps), previous, np.asarray(mixes))
+        if keep:
+            state.shifts[layer, place] = last
+        return mixed
+
+    def products(self, bundle: Sequence[Floats], group: list[tuple[Matrix, Segment]]) -> list[Floats]:
+        return [
+            activate(self.linear(bundle[segment.source], matrix), segment.activation, segment.bias)
+            for matrix, segment in group
+        ]
+
+    def wkv4(
+        self, bundle: Sequence[Floats], decay: Floats, bonus: Floats, state: CPURecurrentState, layer: int
+    ) -> Floats:
+        y, state.wkv[layer] = wkv4(*bundle[:3], decay, bonus, state.wkv[layer])
+        return y
+
+    def wkv5(
+        self,
+        bundle: Sequence[Floats],
+        decay: Floats,
+        bonus: Floats,
+        norm: Norm,
+        config: ModelConfig,
+        state: CPURecurrentState,
+        layer: int,
+    ) -> Floats:
+        y, state.wkv[layer] = wkv5(*bundle[:4], decay, bonus, *norm, config.group_norm_eps, state.wkv[layer])
+        return y
+
+    def wkv7(
+        self,
+        bundle: Sequence[Floats],
+        thin: Sequence[Floats],
+        v_first: Floats | None,
+        vectors: tuple[Floats, Floats, Floats],
+        norm: Norm,
+        config: ModelConfig,
+        state: CPURecurrentState,
+        layer: int,
+    ) -> tuple[Floats, Floats]:
+        r, k, v = bundle[:3]
+        decay, a, g = thin[:3]
+        v_mix = None if v_first is None else thin[3]
+        y, state.wkv[layer], used = wkv7(
+            r, decay, k, v, a, g, v_mix, v_first, *vectors, *norm, config.group_norm_eps, state.wkv[layer]
+        )
+        return y, used if v_first is None else v_first
+
+    def squared_relu(self, bundle: Sequence[Floats], source: int, w: Matrix) -> Floats:
+        return activate(self.linear(bundle[source], w), Activation.SQUARED_RELU)
+
+    def add_product(self, x: Floats, h: Floats, w: Matrix, gate: Floats | None = None) -> Floats:
+        gated_add(x, self.linear(h, w), gate)
+        return x
+
+    def layernorm_head(self, x: Floats, norm: Norm, w: Matrix, eps: float, n_logits: int) -> Floats:
+        return self.linear(layernorm(x[len(x) - n_logits :], *norm, eps), w)
