@@ -43,9 +43,9 @@ class ModelConfig:
     tied_head: the embedding matrix is also the output head. qkv_bias: wq, wk, wv have one. qk_norm: queries and keys go
     through an RMSNorm of their head before RoPE. sliding_window: from layer first_window_layer on, a token sees itself
     and the sliding_window - 1 before it; 0: all. mem_len: of a memory_llama, tokens of a chunk and rows of its memory.
-    ranks: of the pairs of thin matrices of an RWKV, in the order of its file in ``models/``. What an RWKV calls heads are
-    n_heads = n_kv_heads (one for RWKV-4, which has none); norm_eps is that of its LayerNorms, group_norm_eps that of the
-    norm of each head.
+    ranks: of the pairs of thin matrices of an RWKV, in the order of its file in ``models/``. The heads of an RWKV are
+    n_heads = n_kv_heads (one for RWKV-4, which has none); norm_eps is that of its LayerNorms, group_norm_eps that of
+    the norm of each head.
     """
 
     architecture: str

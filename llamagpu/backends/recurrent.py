@@ -25,7 +25,7 @@ FIRST_EXPONENT = -1e30  # of RWKV-4, before the first token: less than any key, 
 
 
 class Activation(IntEnum):
-    """What a product goes through; the numbers are those of kernels/activate.cuh."""
+    """What a product goes through; the numbers are those of kernels/activated.cuh."""
 
     NONE = 0
     TANH = 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +42,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     tokenizer = TokenizerSpec("bytes", b"") if n_vocab == 256 else None
     checkpoint = rwkv_checkpoint(path, "rwkv.cpp ggmf", tensors, tokenizer, processed=True)
     config = checkpoint.config
+    if config.architecture == "rwkv5":  # the official package takes 64e-5, rwkv.cpp this
+        config = replace(config, group_norm_eps=1e-5)
     for name, stated, found in (
         ("n_vocab", n_vocab, config.vocab_size), ("n_embed", dim, config.dim), ("n_layer", n_layers, config.n_layers)
     ):  # fmt: skip
         if stated != found:
             raise ModelFormatError(path, name, f"is {stated} in the header, {found} in the tensors", CUT_SHORT)
-    return checkpoint
+    return replace(checkpoint, config=config)
 
 
 def read_tensors(file: MappedFile) -> dict[str, Tensor]:

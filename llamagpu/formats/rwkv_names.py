@@ -1,7 +1,7 @@
 """An RWKV from the tensors of RWKV's own files (.pth), or of rwkv.cpp's, which have the same names.
 
-The version is told by the names, the shape by the tensors: no file says either. What is small is put into our form here;
-matrices stay where they are, or are transposed when they are asked for.
+The version is told by the names, the shape by the tensors: no file says either. What is small is put into our form
+here; matrices stay where they are, or are transposed when they are asked for.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """What all RWKVs share: an embedding with a norm, layers that mix over time and over channels, a state of one size.
 
-    x = LayerNorm(embedding);  each layer: x += time_mix(LayerNorm(x)), x += channel_mix(LayerNorm(x));  head(LayerNorm(x))
+    x = LayerNorm(embedding)
+    each layer: x += time_mix(LayerNorm(x)); x += channel_mix(LayerNorm(x))
+    logits = head @ LayerNorm(x)
 
 Where attention looks at all tokens before, a layer of an RWKV looks at the one before (mixed into each channel by a
 learnt share) and at its state. The versions differ in their time mix: a file each.

@@ -1,8 +1,8 @@
 """RWKV-5 ("Eagle"; its files say 5.2): the state of a head is a matrix, to which every token adds k v^T.
 
-    r, k, v, g = receptance, key, value, silu(gate), of the mixes r, k, v, g
-    y = S r + (sum of bonus * k * r) * v;  S = S * decay + v k^T        S [value, key], decay for each key
-    x += output @ (GroupNorm of each head(y) * g)
+r, k, v, g = receptance, key, value, silu(gate), of the mixes r, k, v, g
+y = S r + (sum of bonus * k * r) * v;  S = S * decay + v k^T        S [value, key], decay for each key
+x += output @ (GroupNorm of each head(y) * g)
 """
 
 from __future__ import annotations

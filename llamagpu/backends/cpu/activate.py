@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 import numpy as np
 from numpy.typing import NDArray
 
+from llamagpu.backends.recurrent import Activation
 
-class Activation(IntEnum):
-    """The codes of kernels/activated.cuh. DECAY6 and DECAY7 make RWKV-6's and RWKV-7's decay of a state, in 0 ... 1."""
-
-    NONE = 0
-    TANH = 1
-    SIGMOID = 2
-    SILU = 3
-    SQUARED_RELU = 4
-    DECAY6 = 5
-    DECAY7 = 6
+__all__ = ["Activation", "activate", "sigmoid"]
 
 
 def activate(

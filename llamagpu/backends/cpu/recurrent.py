@@ -1,4 +1,4 @@
-"""The operations of ``backends/recurrent.py`` in NumPy. A bundle is a list of arrays, or one array of as many axes more."""
+"""The operations of ``backends/recurrent.py`` in NumPy. A bundle is a list of arrays, or one array with an axis more."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class CPURecurrentOps:
         raise NotImplementedError
 
     def recurrent_state(self, config: ModelConfig) -> CPURecurrentState:
-        return CPURecurrentState(**empty_state(config))
+        arrays = empty_state(config)
+        return CPURecurrentState(arrays["shifts"], arrays["wkv"])
 
     def save_recurrent(self, state: CPURecurrentState) -> dict[str, Floats]:
         return {"shifts": state.shifts.copy(), "wkv": state.wkv.copy()}
@@ -90,7 +91,8 @@ class CPURecurrentOps:
     def wkv4(
         self, bundle: Sequence[Floats], decay: Floats, bonus: Floats, state: CPURecurrentState, layer: int
     ) -> Floats:
-        y, state.wkv[layer] = wkv4(*bundle[:3], decay, bonus, state.wkv[layer])
+        r, k, v = bundle
+        y, state.wkv[layer] = wkv4(r, k, v, decay, bonus, state.wkv[layer])
         return y
 
     def wkv5(
@@ -103,7 +105,8 @@ class CPURecurrentOps:
         state: CPURecurrentState,
         layer: int,
     ) -> Floats:
-        y, state.wkv[layer] = wkv5(*bundle[:4], decay, bonus, *norm, config.group_norm_eps, state.wkv[layer])
+        r, k, v, g = bundle[:4]
+        y, state.wkv[layer] = wkv5(r, k, v, g, decay, bonus, *norm, config.group_norm_eps, state.wkv[layer])
         return y
 
     def wkv7(
