@@ -9,6 +9,7 @@ import math
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from llamagpu.formats.rwkv_names import rwkv_checkpoint
 MAGIC = 0x67676D66
 HEADER = struct.Struct("<6I")  # magic, version, n_vocab, n_embed, n_layer, type of most tensors
 VERSIONS = (100, 101)
-TYPES = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
+TYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
 LONGEST_NAME, MOST_AXES, MOST_TENSORS = 128, 4, 1 << 17
 CONVERT = "convert the model again with rwkv.cpp's convert_pytorch_to_ggml.py, as FP16 or FP32"
 

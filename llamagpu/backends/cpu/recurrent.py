@@ -1,4 +1,4 @@
-"""The operations of ``backends/recurrent.py`` in NumPy. A bundle is a list of arrays, or one array with an axis more."""
+"""The operations of ``backends/recurrent.py`` in NumPy. A bundle is a list of arrays, or one of an axis more."""
 
 from __future__ import annotations
 
