@@ -6,19 +6,21 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from llamagpu.backends.cpu import bandwidth as host
 from llamagpu.backends.cuda import CUDABackend
-from llamagpu.backends.protocol import Backend, KVCache, Weight
+from llamagpu.backends.protocol import Backend, Weight
+from llamagpu.backends.recurrent import Segment, empty_state
 from llamagpu.bench_kernels import KernelRow, kernel_rows
 from llamagpu.checkpoint import Checkpoint
 from llamagpu.config import ModelConfig
 from llamagpu.devices import OnWork, peak_memory_bytes
 from llamagpu.errors import LlamaGPUError, UsageError
 from llamagpu.generation import PROMPT_CHUNK
-from llamagpu.models.llama import Llama
+from llamagpu.models import Model, StateOptions, load_model
 from llamagpu.sampling import SamplingParams
 from llamagpu.terminal import human_bytes
 
@@ -48,7 +50,8 @@ class DecodeRow:
     """Decode at one context. Either everything is measured, or nothing and ``left_out`` says why.
 
     tokens_per_s: of the median step. p50_us, p99_us: from one token to the next, by the host's clock.
-    bytes_per_token: weight_bytes that a step reads, and kv_bytes of the positions before it.
+    bytes_per_token: weight_bytes that a step reads, and kv_bytes of the positions before it; of a recurrent model those
+    of its state, read and written.
     """
 
     context: int
@@ -112,11 +115,11 @@ def measure(
     Raises LlamaGPUError where the weights themselves do not fit.
     """
     if checkpoint.config.mem_len:
-        raise UsageError("bench measures at contexts; a model with a memory is as fast at any")
+        raise UsageError("bench measures at contexts; a model with a memory is as fast at any (--endless measures it)")
     bandwidth = copy_bandwidth(backend)
     peak_is_ours = isinstance(backend, CUDABackend) or host.forget_peak()  # not that of the copy
     start = time.perf_counter()
-    model = Llama(checkpoint, backend, lambda n: on_work("loading the weights", n, checkpoint.nbytes))
+    model = load_model(checkpoint, backend, lambda n: on_work("loading the weights", n, checkpoint.nbytes))
     backend.wait()
     seconds = time.perf_counter() - start
     n_bytes = checkpoint.nbytes
@@ -161,25 +164,33 @@ def copy_bandwidth(backend: Backend) -> float:
     return backend.device.copy_bandwidth() if isinstance(backend, CUDABackend) else host.copy_bandwidth()
 
 
-def weight_bytes_per_token(model: Llama) -> int:
+def weight_bytes_per_token(model: Any) -> int:
     """Bytes of weights that one decode step reads, as the device holds them: padding and scales included.
 
-    Every matrix and norm once, and of the embedding one row; where the head is tied, the embedding is the head and
+    Every matrix and vector once, and of the embedding one row; where the head is tied, the embedding is the head and
     counts as a whole.
     """
-    weights = [model.norm, model.head, *(weight for layer in model.layers for weight in vars(layer).values())]
     row = 0 if model.config.tied_head else model.embedding.nbytes // model.config.vocab_size
-    return int(row + sum(stored_bytes(weight) for weight in weights))
+    return int(row + stored_bytes((model.norm, model.head, model.layers)))
 
 
 def stored_bytes(weight: Weight) -> int:
-    """Bytes of a weight as its backend keeps it, which may be as several matrices."""
-    return sum(map(stored_bytes, weight)) if isinstance(weight, tuple) else int(weight.nbytes)
+    """Bytes of a weight as its backend keeps it, which may be as several matrices; of a layer, of all its weights."""
+    if weight is None or isinstance(weight, Segment):
+        return 0
+    if isinstance(weight, tuple | list):
+        return sum(map(stored_bytes, weight))
+    if hasattr(weight, "nbytes"):
+        return int(weight.nbytes)
+    return sum(map(stored_bytes, vars(weight).values()))
 
 
-def kv_bytes(cache: KVCache, context: int) -> int:
-    """Bytes of the keys and values of ``context`` positions, as the device holds them."""
-    return int((cache.keys.nbytes + cache.values.nbytes) // cache.capacity * context)
+def state_bytes(state: Any, config: ModelConfig, context: int) -> int:
+    """Bytes of what a step at ``context`` reads beside the weights, as the device holds them: keys and values, or a
+    state, which it writes too."""
+    if config.recurrent:
+        return 2 * sum(array.nbytes for array in empty_state(config).values())
+    return int((state.keys.nbytes + state.values.nbytes) // state.capacity * context)
 
 
 def n_made(n_tokens: int) -> int:
@@ -187,26 +198,27 @@ def n_made(n_tokens: int) -> int:
     return DROPPED_STEPS + n_tokens + 1 + STEPS_BEYOND
 
 
-def make_cache(backend: Backend, config: ModelConfig, capacity: int) -> KVCache:
-    """A cache whose memory is really there. Raises LlamaGPUError where it does not fit."""
-    if isinstance(backend, CUDABackend):
-        return backend.kv_cache(config, capacity)
+def make_state(model: Model, capacity: int) -> Any:
+    """A state whose memory is really there. Raises LlamaGPUError where it does not fit."""
+    backend, config = model.backend, model.config
+    if isinstance(backend, CUDABackend) or config.recurrent:
+        return model.new_state(StateOptions(capacity))
     needed, free = capacity * config.kv_bytes_per_token(), host.available_bytes()
     if free is not None and needed > 0.9 * free:
         raise LlamaGPUError(f"keys and values need {human_bytes(needed)} of memory, {human_bytes(free)} are free")
-    cache = backend.kv_cache(config, capacity)
+    cache: Any = model.new_state(StateOptions(capacity))
     for array in (cache.keys, cache.values):
         array.fill(0)  # pages that were never written are all one page, and quick to read
     return cache
 
 
 def check_positions(config: ModelConfig, n: int) -> None:
-    if n > config.max_seq_len:
+    if not config.endless and n > config.max_seq_len:
         raise LlamaGPUError(f"the model has {config.max_seq_len} positions")
 
 
 def decode_row(
-    model: Llama,
+    model: Model,
     backend: Backend,
     context: int,
     n_tokens: int,
@@ -219,34 +231,34 @@ def decode_row(
     Bytes are those at the context itself, though the measured steps see up to DROPPED_STEPS + n_tokens positions more.
     """
     check_positions(model.config, context)
-    cache = make_cache(backend, model.config, context + n_made(n_tokens))
-    cache.length = context - 1
-    logits = model.forward([1], cache)
+    state = make_state(model, context + n_made(n_tokens))
+    state.length = context - 1
+    logits = model.forward([1], state)
     sampler = backend.sampler(GREEDY, model.config.vocab_size)
     times = []
-    made = backend.decode(model.forward, cache, sampler, logits, n_made(n_tokens))
+    made = model.decode(state, sampler, logits, n_made(n_tokens))
     for _ in itertools.islice(made, DROPPED_STEPS + n_tokens + 1):
         times.append(time.perf_counter())
         done(int(len(times) > 1))
     note_memory()
     p50, p99 = np.percentile(np.diff(times)[DROPPED_STEPS:], [50, 99]).tolist()
-    weights, keys_and_values = weight_bytes_per_token(model), kv_bytes(cache, context)
-    rate = (weights + keys_and_values) / p50
+    weights, of_state = weight_bytes_per_token(model), state_bytes(state, model.config, context)
+    rate = (weights + of_state) / p50
     return DecodeRow(
         context=context,
         tokens_per_s=1 / p50,
         p50_us=p50 * 1e6,
         p99_us=p99 * 1e6,
         weight_bytes=weights,
-        kv_bytes=keys_and_values,
-        bytes_per_token=weights + keys_and_values,
+        kv_bytes=of_state,
+        bytes_per_token=weights + of_state,
         gb_per_s=rate / 1e9,
         percent_of_bandwidth=100 * rate / bandwidth,
     )
 
 
 def prompt_row(
-    model: Llama,
+    model: Model,
     backend: Backend,
     prompt: list[int],
     done: Callable[[int], None] = lambda n: None,
@@ -255,29 +267,29 @@ def prompt_row(
     """The prompt in chunks, as ``generate`` reads it, and the first token after it."""
     n = len(prompt)
     check_positions(model.config, n)
-    cache = make_cache(backend, model.config, n)
+    state = make_state(model, n)
     chunks = [prompt[at : at + PROMPT_CHUNK] for at in range(0, n, PROMPT_CHUNK)]
     # what has to be compiled or allocated for chunks of these sizes is so before the clock starts
     for size in {len(chunk) for chunk in chunks} if isinstance(backend, CUDABackend) else {min(n, 16)}:
-        model.forward(prompt[:size], cache)
-        cache.length = 0
+        model.forward(prompt[:size], state)
+        state.length = 0
     warm_sampler, sampler = (backend.sampler(GREEDY, model.config.vocab_size) for _ in range(2))
-    list(backend.decode(model.forward, cache, warm_sampler, model.forward(prompt[:1], cache), 1))
-    cache.length = 0
+    list(model.decode(state, warm_sampler, model.forward(prompt[:1], state), 1))
+    state.length = 0  # what a recurrent state has seen does not matter to speed
     backend.wait()
     start = time.perf_counter()
     for chunk in chunks:
-        logits = model.forward(chunk, cache, n_logits=int(cache.length + len(chunk) == n))
+        logits = model.forward(chunk, state, n_logits=int(state.length + len(chunk) == n))
         backend.wait()
         done(len(chunk))
     read = time.perf_counter() - start
-    list(backend.decode(model.forward, cache, sampler, logits, 1))
+    list(model.decode(state, sampler, logits, 1))
     first = time.perf_counter() - start
     note_memory()
     return PromptRow(n, first_token_ms=first * 1e3, tokens_per_s=n / read)
 
 
-def measure_kernels(result: Measured, model: Llama, backend: Backend, n_tokens: int) -> None:
+def measure_kernels(result: Measured, model: Model, backend: Backend, n_tokens: int) -> None:
     """The table of kernels, at the first context that was measured. Last of all: it leaves scratch memory changed."""
     measured = [row.context for row in result.decode if row.left_out is None]
     if not isinstance(backend, CUDABackend):

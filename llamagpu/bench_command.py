@@ -190,7 +190,9 @@ def check_source(model: str | None, shape: str | None, of_shape: dict[str, int |
     if model is not None:
         raise UsageError("give a model or --shape, not both")
     if shape not in SHAPES:
-        raise UsageError(f"--shape must be {', '.join(name for name in SHAPES if name != 'tiny')}, not {shape!r}")
+        raise UsageError(
+            f"--shape must be {', '.join(name for name in SHAPES if not name.startswith('tiny'))}, not {shape!r}"
+        )
     for name in ("bits", "head_bits"):
         value = of_shape[name]
         if value is not None and value not in BITS:

@@ -11,7 +11,8 @@ import numpy as np
 
 from llamagpu.backends.cuda import CUDABackend, capture
 from llamagpu.backends.cuda.device import Device, Launch
-from llamagpu.models.llama import Llama
+from llamagpu.backends.cuda.recurrent_state import SLOTS, CUDARecurrentState
+from llamagpu.models import StateOptions
 from llamagpu.sampling import SamplingParams
 
 SMALLEST_GRAPH = 64  # launches of one graph, so that launching the graph itself does not count
@@ -61,7 +62,7 @@ class RecordingDevice:
         return noted
 
 
-def kernel_rows(model: Llama, backend: CUDABackend, context: int, capacity: int) -> list[KernelRow]:
+def kernel_rows(model: Any, backend: CUDABackend, context: int, capacity: int) -> list[KernelRow]:
     """The kernels of one decode step at ``context`` of a cache's ``capacity``, in the order of their first launch.
 
     A kernel's launches of one step (a layer each, say) are captured as a graph by themselves and that is timed, so
@@ -72,12 +73,12 @@ def kernel_rows(model: Llama, backend: CUDABackend, context: int, capacity: int)
     recording = RecordingDevice(device)
     backend.device = cast(Device, recording)
     try:
-        cache = backend.kv_cache(model.config, capacity)
+        cache = model.new_state(StateOptions(capacity))
         cache.length = context - 1
         logits = model.forward([1], cache)
         sampler = backend.sampler(SamplingParams(temperature=0, seed=0), model.config.vocab_size)
         recording.recorded.clear()
-        for _ in backend.decode(model.forward, cache, sampler, logits, 1):  # samples, and runs nothing more
+        for _ in model.decode(cache, sampler, logits, 1):  # samples, and runs nothing more
             pass
         sampling = list(recording.recorded)
         recording.recorded.clear()
@@ -111,11 +112,19 @@ def launch_bytes(recorded: Recorded, cache: Any, table: Any, context: int) -> in
     """Bytes of the arrays that a launch is given, each counted once as a whole, but for what it visits in part.
 
     Of the keys and values, attention visits the positions that are filled, and the others the one that they write; of
-    the angles of RoPE one position is read; of the embedding, one row.
+    the angles of RoPE one position is read; of the embedding, one row; of a recurrent state one slot is read and one
+    written.
     """
     total = 0
     for arg in recorded.arrays:
-        if any(owner(arg) is owner(whole) for whole in (cache.keys, cache.values)):
+        if isinstance(cache, CUDARecurrentState):
+            if any(owner(arg) is owner(whole) for whole in (cache.shifts, cache.wkv)):
+                total += 2 * arg.nbytes // SLOTS
+            elif recorded.family == "embedding" and any(arg is part for part in vars(table).values()):
+                total += arg.nbytes // table.out_features
+            else:
+                total += arg.nbytes
+        elif any(owner(arg) is owner(whole) for whole in (cache.keys, cache.values)):
             total += arg.nbytes * (context if recorded.family.startswith("attention") else 1) // cache.capacity
         elif owner(arg) is owner(cache.angles):
             total += arg.nbytes // cache.capacity

@@ -8,10 +8,13 @@ time_mix = 1 - x). Thin matrices are [out_features, in_features] as all others a
 
 from __future__ import annotations
 
+import re
+
 from llamagpu.config import ModelConfig
 
 Shapes = dict[str, tuple[int, ...]]
 MIXES = {"rwkv4": "rkv", "rwkv5": "rkvg", "rwkv6": "wkvrg", "rwkv7": "rwkvag"}  # of att, in the order of the kernels
+THIN = re.compile(r"\.att\.(maa_w[12]_.|[wavg][12])$")
 
 
 def rwkv_shapes(config: ModelConfig) -> Shapes:
@@ -61,6 +64,12 @@ def att_shapes(config: ModelConfig, is_first: bool) -> Shapes:
 def thin(name: str, rank: int, dim: int) -> Shapes:
     """A vector and a pair of thin matrices: name0 + name2 @ (name1 @ x)."""
     return {f"{name}0": (dim,), f"{name}1": (rank, dim), f"{name}2": (dim, rank)}
+
+
+def is_thin(name: str) -> bool:
+    """Whether a tensor of ``rwkv_shapes`` is one of a pair of thin matrices, which steer the state: small, and better
+    not rounded much."""
+    return THIN.search(name) is not None
 
 
 def ffn_shapes(config: ModelConfig) -> Shapes:

@@ -73,8 +73,8 @@ class RecurrentOps(Protocol):
 
     def load_recurrent(self, state: Any, arrays: Mapping[str, NDArray[Any]]) -> None: ...
 
-    def mixes(self, vectors: Sequence[NDArray[np.float32]], readers: Sequence[Any]) -> Array:
-        """Vectors [dim] as ``shift_mix`` takes them. readers: groups and matrices that will read what it makes."""
+    def mixes(self, vectors: Sequence[NDArray[np.float32]]) -> Array:
+        """Vectors [dim] as ``shift_mix`` takes them."""
 
     def group(self, segments: Sequence[Segment], widths: Sequence[int]) -> Group:
         """Matrices that are multiplied in one step. widths: of the bundle that they read."""
@@ -91,7 +91,7 @@ class RecurrentOps(Protocol):
         ``keep`` says so. mixes: of ``mixes``, or a bundle of one row for each token.
         """
 
-    def products(self, bundle: Bundle, group: Group) -> Bundle:
+    def multiply(self, bundle: Bundle, group: Group) -> Bundle:
         """As many arrays as the group has segments."""
 
     def wkv4(self, bundle: Bundle, decay: Any, bonus: Any, state: Any, layer: int) -> Any:

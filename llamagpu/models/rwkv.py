@@ -84,8 +84,8 @@ class Loader:
     def group(self, segments: Sequence[Segment], widths: Sequence[int]) -> Group:
         return self.backend.group(segments, widths)
 
-    def mixes(self, names: Sequence[str], readers: Sequence[Any]) -> Array:
-        return self.backend.mixes([self.floats(f"x_{name}") for name in names], readers)
+    def mixes(self, names: Sequence[str]) -> Array:
+        return self.backend.mixes([self.floats(f"x_{name}") for name in names])
 
 
 class RWKV(ABC):
@@ -127,12 +127,12 @@ class RWKV(ABC):
         if self.config.architecture != "rwkv7":
             receptance = load.group([load.segment("receptance.weight", 1, Activation.SIGMOID)], (dim, dim))
         names = "k" if receptance is None else "kr"
-        return ChannelMix(load.mixes(names, [key, receptance]), key, value, receptance)
+        return ChannelMix(load.mixes(names), key, value, receptance)
 
     def channel_mix(self, x: Array, layer: int, state: Any) -> Array:
         backend, mix, norm = self.backend, self.layers[layer].channel_mix, self.layers[layer].ffn_norm
         mixed = backend.shift_mix(x, norm, self.config.norm_eps, mix.mixes, state, layer, CHANNEL)
-        gate = None if mix.receptance is None else backend.products(mixed, mix.receptance)[0]
+        gate = None if mix.receptance is None else backend.multiply(mixed, mix.receptance)[0]
         return backend.add_product(x, backend.squared_relu(mixed, 0, mix.key), mix.value, gate)
 
     def shifted(self, x: Array, layer: int, mixes: Array, state: Any, keep: bool = True) -> Bundle:

@@ -36,11 +36,9 @@ class RWKV4(RWKV):
             load.segment("value.weight", 2),
         ]
         rkv = load.group(segments, [self.config.dim] * len(names))
-        return TimeMix(
-            load.mixes(names, [rkv]), rkv, load.vector("decay"), load.vector("bonus"), load.matrix("output.weight")
-        )
+        return TimeMix(load.mixes(names), rkv, load.vector("decay"), load.vector("bonus"), load.matrix("output.weight"))
 
     def time_mix(self, x: Array, layer: int, state: Any, carried: Any) -> tuple[Array, Any]:
         backend, mix = self.backend, self.layers[layer].time_mix
-        rkv = backend.products(self.shifted(x, layer, mix.mixes, state), mix.rkv)
+        rkv = backend.multiply(self.shifted(x, layer, mix.mixes, state), mix.rkv)
         return backend.add_product(x, backend.wkv4(rkv, mix.decay, mix.bonus, state, layer), mix.output), carried

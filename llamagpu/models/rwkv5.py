@@ -37,12 +37,12 @@ class RWKV5(RWKV):
         ]
         rkvg = load.group(segments, [self.config.dim] * len(names))
         return TimeMix(
-            load.mixes(names, [rkvg]), rkvg, load.vector("decay"), load.vector("bonus"), load.norm("ln_x"),
+            load.mixes(names), rkvg, load.vector("decay"), load.vector("bonus"), load.norm("ln_x"),
             load.matrix("output.weight"),
         )  # fmt: skip
 
     def time_mix(self, x: Array, layer: int, state: Any, carried: Any) -> tuple[Array, Any]:
         backend, mix = self.backend, self.layers[layer].time_mix
-        rkvg = backend.products(self.shifted(x, layer, mix.mixes, state), mix.rkvg)
+        rkvg = backend.multiply(self.shifted(x, layer, mix.mixes, state), mix.rkvg)
         y = backend.wkv5(rkvg, mix.decay, mix.bonus, mix.norm, self.config, state, layer)
         return backend.add_product(x, y, mix.output), carried

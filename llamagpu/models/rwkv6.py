@@ -48,15 +48,15 @@ class RWKV6(RWKV):
         rkvg = load.group(segments, [dim] * len(names))
         decay = load.group([load.segment("w2", 4, Activation.DECAY6, bias="w0")], [dim] * 4 + [decay_rank])
         return TimeMix(
-            load.mixes("x", [first]), first, second, rkvg, decay, load.vector("bonus"), load.norm("ln_x"),
+            load.mixes("x"), first, second, rkvg, decay, load.vector("bonus"), load.norm("ln_x"),
             load.matrix("output.weight"),
         )  # fmt: skip
 
     def time_mix(self, x: Array, layer: int, state: Any, carried: Any) -> tuple[Array, Any]:
         backend, mix = self.backend, self.layers[layer].time_mix
         mixed_x = self.shifted(x, layer, mix.first_mix, state, keep=False)
-        mixes = backend.products(backend.products(mixed_x, mix.first), mix.second)
-        rkvg = backend.products(self.shifted(x, layer, mixes, state), mix.rkvg)
-        decay = backend.products(rkvg, mix.decay)[0]
+        mixes = backend.multiply(backend.multiply(mixed_x, mix.first), mix.second)
+        rkvg = backend.multiply(self.shifted(x, layer, mixes, state), mix.rkvg)
+        decay = backend.multiply(rkvg, mix.decay)[0]
         y = backend.wkv5(rkvg, decay, mix.bonus, mix.norm, self.config, state, layer)
         return backend.add_product(x, y, mix.output), carried

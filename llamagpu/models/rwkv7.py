@@ -58,14 +58,14 @@ class RWKV7(RWKV):
         first = load.group(firsts, [dim] * len(names))
         vectors = load.vector("k_k"), load.vector("k_a"), load.vector("r_k")
         return TimeMix(
-            load.mixes(names, [first]), first, load.group(seconds, widths), vectors, load.norm("ln_x"),
+            load.mixes(names), first, load.group(seconds, widths), vectors, load.norm("ln_x"),
             load.matrix("output.weight"),
         )  # fmt: skip
 
     def time_mix(self, x: Array, layer: int, state: Any, carried: Any) -> tuple[Array, Any]:
         """carried: the values of the first layer."""
         backend, mix = self.backend, self.layers[layer].time_mix
-        first = backend.products(self.shifted(x, layer, mix.mixes, state), mix.first)
-        second = backend.products(first, mix.second)
+        first = backend.multiply(self.shifted(x, layer, mix.mixes, state), mix.first)
+        second = backend.multiply(first, mix.second)
         y, carried = backend.wkv7(first, second, carried, mix.vectors, mix.norm, self.config, state, layer)
         return backend.add_product(x, y, mix.output), carried

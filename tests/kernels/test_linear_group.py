@@ -15,7 +15,8 @@ from llamagpu.backends.cuda import CUDABackend, launches, recurrent_launches
 from llamagpu.backends.cuda.device import Device, DeviceArray
 from llamagpu.backends.cuda.kernels import FLOATS, TILES, WEIGHTS
 from llamagpu.backends.cuda.matrix import padded
-from llamagpu.backends.cuda.matrix_group import MatrixGroup, Segment, upload_group
+from llamagpu.backends.cuda.matrix_group import MatrixGroup, upload_group
+from llamagpu.backends.recurrent import Segment
 from llamagpu.checkpoint import Tensor
 from llamagpu.errors import UsageError
 from llamagpu.quantization import RandomMatrix

@@ -54,7 +54,7 @@ class CPURecurrentOps:
     def load_recurrent(self, state: CPURecurrentState, arrays: Mapping[str, NDArray[Any]]) -> None:
         state.shifts[:], state.wkv[:] = arrays["shifts"], arrays["wkv"]
 
-    def mixes(self, vectors: Sequence[Floats], readers: Sequence[Any]) -> Floats:
+    def mixes(self, vectors: Sequence[Floats]) -> Floats:
         return np.stack(vectors)
 
     def group(self, segments: Sequence[Segment], widths: Sequence[int]) -> list[tuple[Matrix, Segment]]:
@@ -82,7 +82,7 @@ class CPURecurrentOps:
             state.shifts[layer, place] = last
         return mixed
 
-    def products(self, bundle: Sequence[Floats], group: list[tuple[Matrix, Segment]]) -> list[Floats]:
+    def multiply(self, bundle: Sequence[Floats], group: list[tuple[Matrix, Segment]]) -> list[Floats]:
         return [
             activate(self.linear(bundle[segment.source], matrix), segment.activation, segment.bias)
             for matrix, segment in group

@@ -31,6 +31,7 @@ from llamagpu.backends.cuda.matrix import (
     upload_qkv,
     upload_vector,
 )
+from llamagpu.backends.cuda.recurrent import FEW_COLUMNS, CUDARecurrentOps
 from llamagpu.backends.cuda.sampler import RING_SIZE, CUDASampler
 from llamagpu.backends.cuda.vectors import Coming, Residual, Target, Vectors
 from llamagpu.backends.cuda.window_cache import CUDAWindowCache
@@ -43,10 +44,9 @@ from llamagpu.sampling import DAMAGED_LOGITS, SamplingParams
 AnyCache = CUDACache | CUDAWindowCache
 STEPS_AHEAD = 4  # decode steps that wait on the GPU while the host looks at earlier tokens
 LARGEST_HEAD_DIM = 1024  # kernels/attention.cu
-FEW_COLUMNS = 8  # up to here one pass over the weights does; above, tensor cores
 
 
-class CUDABackend:
+class CUDABackend(CUDARecurrentOps):
     """The operations of backends/protocol.py as launches on one device, real or emulated.
 
     Up to FEW_COLUMNS tokens take the fused kernels: a product is finished, normed, added and laid out for its reader
@@ -61,12 +61,15 @@ class CUDABackend:
         self.kv_dtype = kv_dtype
         self._scratch: dict[str, DeviceArray] = {}
         self._qkv_kinds: set[str] = set()
+        self.has_tiles = False
 
     def weight(self, tensor: Tensor) -> DeviceMatrix | DeviceArray:
         if len(tensor.shape) == 1:
             assert isinstance(tensor, np.ndarray)
             return upload_vector(self.device, tensor)
-        return upload_matrix(self.device, tensor)
+        matrix = upload_matrix(self.device, tensor)
+        self.has_tiles |= matrix.tiled
+        return matrix
 
     def qkv(
         self,

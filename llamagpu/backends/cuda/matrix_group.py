@@ -13,25 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagpu.backends.cpu.activate import Activation
 from llamagpu.backends.cuda.device import Device, DeviceArray
 from llamagpu.backends.cuda.launches import shape_of
 from llamagpu.backends.cuda.matrix import DeviceMatrix, padded, stored, tiled, upload
-from llamagpu.checkpoint import Tensor
+from llamagpu.backends.recurrent import Activation, Segment
 from llamagpu.errors import UsageError
 
 FIELDS = 12  # int32 of a RowBlock of kernels/linear_group.cu
 UNIT = 16  # bytes, in which it counts weights
-
-
-@dataclass(frozen=True)
-class Segment:
-    """y = activation(x @ tensor.T + bias), where x is vector ``source`` of the bundle. bias: [out_features]."""
-
-    tensor: Tensor
-    source: int
-    activation: Activation = Activation.NONE
-    bias: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from llamagpu.backends.cpu.activate import Activation
 from llamagpu.backends.cuda.device import Device, DeviceArray, f32, i32
 from llamagpu.backends.cuda.launches import TILE_WARPS, WARPS_PER_BLOCK, columns_of, shape_of, weights
 from llamagpu.backends.cuda.matrix import DeviceMatrix
 from llamagpu.backends.cuda.matrix_group import MatrixGroup
 from llamagpu.backends.cuda.vectors import Target, Vectors
+from llamagpu.backends.recurrent import Activation
 
 SHIFT_THREADS, MOST_MIXES, SLOTS = 256, 6, 8  # kernels/token_shift.cu
 LAYERNORM_THREADS = 256

@@ -1,0 +1,75 @@
+"""What a recurrent model keeps of a sequence on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamagpu.backends.cuda.cache import MAX_PROMPT_CHUNK
+from llamagpu.backends.cuda.device import Device, DeviceArray
+from llamagpu.backends.cuda.matrix import padded
+from llamagpu.backends.recurrent import empty_state
+from llamagpu.config import ModelConfig
+
+SLOTS = 8  # kernels/slots.cuh
+LARGEST_NUMBER = 1 << 30  # tokens are counted on the device up to here, then from 0: an int would end
+
+
+class CUDARecurrentState:
+    """The state after each of the last few tokens: that after token t is in slot t % SLOTS of every array.
+
+    So the steps that the host has launched ahead of the tokens it takes may be dropped: what they were to go on from is
+    still there. A slot is read and the next one written; that costs memory, and no time.
+
+    shifts: float32 [n_layers, 2, SLOTS, padded(dim)]; wkv: float32 [n_layers, SLOTS, numbers of a layer]. position:
+    int32 [1], tokens so far, as kernels see it (see ``position_of``); ``length`` is the host's count. tokens: int32
+    [MAX_PROMPT_CHUNK], those of a call; the first is where the sampler puts the next one.
+    """
+
+    room = None
+    rewindable = False  # further than decoding ahead needs
+
+    def __init__(self, device: Device, config: ModelConfig) -> None:
+        self.device, self.config, self.length = device, config, 0
+        self.shifts: DeviceArray = device.zeros((config.n_layers, 2, SLOTS, padded(config.dim)), np.float32)
+        empty = empty_state(config)["wkv"].reshape(config.n_layers, 1, -1)
+        self.wkv: DeviceArray = device.upload(np.repeat(empty, SLOTS, axis=1))
+        self.position = device.zeros((1,), np.int32)
+        self.tokens = device.zeros((MAX_PROMPT_CHUNK,), np.int32)
+
+    @property
+    def cache(self) -> CUDARecurrentState:
+        """For ``Backend.decode``: it is the whole state."""
+        return self
+
+    def next_step(self, length: int) -> tuple[Hashable, bool]:
+        """All are the same, and none is final."""
+        return "step", False
+
+    def begin(self, length: int) -> None:
+        """A step finds its slots by the position."""
+
+    def position_of(self, n: int) -> int:
+        return n % LARGEST_NUMBER
+
+    def counts_anew(self, n: int) -> bool:
+        return n > 0 and n % LARGEST_NUMBER == 0
+
+    def save(self) -> dict[str, NDArray[np.float32]]:
+        """The arrays of ``empty_state``."""
+        slot, shapes = self.length % SLOTS, empty_state(self.config)
+        shifts = self.device.download(self.shifts)[:, :, slot, : self.config.dim]
+        wkv = self.device.download(self.wkv)[:, slot].reshape(shapes["wkv"].shape)
+        return {"shifts": np.ascontiguousarray(shifts), "wkv": np.ascontiguousarray(wkv)}
+
+    def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """The inverse, for a state that already stands at the ``length`` they were saved at."""
+        slot = self.length % SLOTS
+        shifts, wkv = np.zeros(self.shifts.shape, np.float32), np.zeros(self.wkv.shape, np.float32)
+        shifts[:, :, slot, : self.config.dim] = arrays["shifts"]
+        wkv[:, slot] = arrays["wkv"].reshape(len(wkv), -1)
+        self.device.copy(self.shifts, shifts)
+        self.device.copy(self.wkv, wkv)
