@@ -195,7 +195,7 @@ def test_llama_cpps_cases_are_split_no_finer_than_they_are_encoded(pre: str, nam
     [
         ({"pre": ("str", "word2vec")}, "tokenizer", "pre-tokenizer 'word2vec'; known are llama3"),
         ({"pre": None}, "tokenizer.ggml.pre", "is missing"),
-        ({"model": ("str", "rwkv")}, "tokenizer.ggml.model", "is 'rwkv'; llama and gpt2 are read"),
+        ({"model": ("str", "unigram")}, "tokenizer.ggml.model", "is 'unigram'; llama, gpt2 and rwkv are read"),
         ({"model": ("str", "t5")}, "tokenizer.ggml.model", "is 't5'"),
         ({"model": ("str", "bert")}, "tokenizer.ggml.model", "is 'bert'"),
         ({"model": ("u32", 7)}, "tokenizer.ggml.model", "is not a text"),
