@@ -46,7 +46,7 @@ def test_weights_are_on_their_way_before_the_wait(family: str, kernel: str, weig
     assert sum(op.startswith("LDG.E.NA.128") for op in before) == FIRST_LOADS.get(weights, 8)
     assert DEPENDENTS_MAY_BEGIN in after
     others = [op for op in before if op.startswith(("LD", "ST")) and not op.startswith(("LDC", "LDG.E.NA"))]
-    # CONSTANT: scales, norms, biases and tables, which nobody writes; STRONG: the residual, which is older, from L2
+    # what nobody writes (CONSTANT): scales, norms, biases, tables; and the residual, older, from L2 (STRONG)
     assert all("CONSTANT" in op or "STRONG.GPU" in op for op in others), others
 
 
