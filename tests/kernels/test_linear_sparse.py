@@ -68,5 +68,5 @@ test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASE
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
 def test_the_twin_is_the_dense_product(share: float) -> None:
-    w_t, h = random(300, 50), activations(300, share)
+    w_t, h = random(4000, 50), activations(4000, share)  # two blocks of rows, where none is zero
     assert error(linear_sparse(h, w_t), h.astype(np.float64) @ w_t) <= 1e-12
