@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -22,7 +23,7 @@ from llamagpu.backends.cuda.kernels import read_kernel_file
 from llamagpu.bench import BenchSettings, measure
 from llamagpu.bench_peer import run_peer
 from llamagpu.bench_shapes import SHAPES, random_checkpoint
-from llamagpu.models.llama import Llama
+from llamagpu.models import StateOptions, load_model
 from llamagpu.sampling import SamplingParams
 
 Figures = dict[str, Any]
@@ -181,16 +182,22 @@ def bench(
     contexts: tuple[int, ...] = (128,),
     prompts: tuple[int, ...] = (),
     kernels: bool = False,
+    sparse: bool = False,
 ) -> Figures:
-    """What `llamagpu bench --shape` measures. dependent: with programmatic dependent launch, where the GPU has it."""
+    """What `llamagpu bench --shape` measures. dependent: with programmatic dependent launch, where the GPU has it.
+
+    sparse: decode of an RWKV skips rows that meet a zero; with random weights half of them do.
+    """
     device = CuPyDevice()
     if not dependent:
         device.dependent_launch = None
     settings = BenchSettings(contexts, prompts, 64, kernels, 0)
     checkpoint = random_checkpoint(shape, bits, head_bits, 128, settings.positions, 0)
+    os.environ["LLAMAGPU_SPARSE_FFN"] = str(int(sparse))
     try:
         measured = measure(checkpoint, CUDABackend(device), settings)
     finally:
+        del os.environ["LLAMAGPU_SPARSE_FFN"]
         gc.collect()
         device.cupy.get_default_memory_pool().free_all_blocks()
     return {"shape": shape, "bits": bits, "head_bits": head_bits, **asdict(measured)}
@@ -205,16 +212,16 @@ def same_tokens(shape: str, n_tokens: int) -> Figures:
     if device.dependent_launch is None:
         return {"skipped": "this GPU, or this installation, has no dependent launch"}
     backend = CUDABackend(device)
-    model = Llama(random_checkpoint(shape, 4, 4, 128, n_tokens + 16, 0), backend)
+    model = load_model(random_checkpoint(shape, 4, 4, 128, n_tokens + 16, 0), backend)
     found = []
     try:
         for launch in (device.dependent_launch, None, device.dependent_launch):
             device.dependent_launch = launch
-            cache = backend.kv_cache(model.config, n_tokens + 16)
+            state = model.new_state(StateOptions(n_tokens + 16))
             sampler = backend.sampler(SamplingParams(temperature=0, seed=0), model.config.vocab_size)
-            logits = model.forward([1, 2, 3], cache)
-            tokens = list(backend.decode(model.forward, cache, sampler, logits, n_tokens))
-            last = backend.to_host(model.forward([tokens[-1]], cache), model.config.vocab_size)
+            logits = model.forward([1, 2, 3], state)
+            tokens = list(model.decode(state, sampler, logits, n_tokens))
+            last = backend.to_host(model.forward([tokens[-1]], state), model.config.vocab_size)
             found.append((tokens, last.tobytes()))
     finally:
         gc.collect()

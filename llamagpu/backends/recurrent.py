@@ -79,6 +79,9 @@ class RecurrentOps(Protocol):
     def group(self, segments: Sequence[Segment], widths: Sequence[int]) -> Group:
         """Matrices that are multiplied in one step. widths: of the bundle that they read."""
 
+    def down_matrix(self, tensor: Any) -> Any:
+        """A matrix for ``add_product`` that is multiplied with squared ReLUs, most of which are zero."""
+
     def embedding_layernorm(self, table: Any, tokens: Any, state: Any, norm: Norm, eps: float) -> Array:
         """LayerNorm of rows ``tokens`` of the table: x. The first operation of a call."""
 

@@ -123,7 +123,7 @@ class RWKV(ABC):
 
     def load_channel_mix(self, load: Loader) -> ChannelMix:
         dim, key = self.config.dim, load.matrix("key.weight")
-        value, receptance = load.matrix("value.weight"), None
+        value, receptance = self.backend.down_matrix(load.tensor("value.weight")), None
         if self.config.architecture != "rwkv7":
             receptance = load.group([load.segment("receptance.weight", 1, Activation.SIGMOID)], (dim, dim))
         names = "k" if receptance is None else "kr"

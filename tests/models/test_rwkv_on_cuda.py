@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from llamagpu.backends.cuda import STEPS_AHEAD, CUDABackend
 from llamagpu.backends.cuda.device import Device
+from llamagpu.backends.cuda.recurrent import DownMatrix
 from llamagpu.backends.cuda.recurrent_state import LARGEST_NUMBER, SLOTS
 from llamagpu.checkpoint import Checkpoint
 from llamagpu.errors import UsageError
@@ -126,6 +129,26 @@ def test_tokens_are_counted_past_what_an_int_holds(device: Device) -> None:
 def test_slots_are_enough_for_the_steps_ahead() -> None:
     assert SLOTS > STEPS_AHEAD + 1
     assert LARGEST_NUMBER % SLOTS == 0
+
+
+@pytest.mark.parametrize("version", ["rwkv4", "rwkv7"])
+def test_zeros_of_the_feed_forward_are_skipped(version: str, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both backends, a token at a time: the same logits as with the dense product. RWKV-4's gate needs that one."""
+    checkpoint = random_rwkv(version, "float16")
+    wide = random_rwkv(version, "float16")
+    as_float32 = {name: t.astype(np.float32) for name, t in wide.tensors.items() if isinstance(t, np.ndarray)}
+    expected = stepwise(LLM(replace(wide, tensors=as_float32), "cpu"))
+    monkeypatch.setenv("LLAMAGPU_SPARSE_FFN", "1")
+    sparse = on_device(checkpoint, device)
+    assert isinstance(sparse.model.layers[0].channel_mix.value, DownMatrix)  # type: ignore[attr-defined]
+    for llm in (LLM(checkpoint, "cpu"), sparse):
+        np.testing.assert_allclose(stepwise(llm), expected, atol=1e-4)
+
+
+def stepwise(llm: LLM) -> NDArray[np.float32]:
+    """Logits after each token, run by itself."""
+    state = llm.model.new_state(llm.state_options(1))
+    return np.concatenate([llm.backend.to_host(llm.model.forward([token], state), 256).copy() for token in TEXT[:12]])
 
 
 def test_heads_too_wide_for_the_kernels(device: Device) -> None:

@@ -13,15 +13,18 @@ from llamagpu.backends.cpu.activate import activate
 from llamagpu.backends.cpu.gated_add import gated_add
 from llamagpu.backends.cpu.layernorm import layernorm
 from llamagpu.backends.cpu.linear import Matrix, embedding
+from llamagpu.backends.cpu.linear_sparse import linear_sparse
 from llamagpu.backends.cpu.token_shift import norm_shift_mix
 from llamagpu.backends.cpu.wkv4 import wkv4
 from llamagpu.backends.cpu.wkv5 import wkv5
 from llamagpu.backends.cpu.wkv7 import wkv7
 from llamagpu.backends.recurrent import Activation, Segment, empty_state
 from llamagpu.config import ModelConfig
+from llamagpu.quantization import Deferred
 
 Floats = NDArray[np.float32]
 Norm = tuple[Floats, Floats]
+LEAST_ZEROS = 0.6  # from this share on skipping them is faster: scripts/measure_sparse
 
 
 @dataclass
@@ -33,6 +36,17 @@ class CPURecurrentState:
     length: int = 0
     room: None = None
     rewindable = False
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """A matrix as float32 [in_features, out_features], so that ``linear_sparse`` can skip rows."""
+
+    rows: Floats
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes
 
 
 class CPURecurrentOps:
@@ -59,6 +73,14 @@ class CPURecurrentOps:
 
     def group(self, segments: Sequence[Segment], widths: Sequence[int]) -> list[tuple[Matrix, Segment]]:
         return [(self.weight(segment.tensor), segment) for segment in segments]
+
+    def down_matrix(self, tensor: Any) -> Any:
+        """Weights of 16 bits are widened anyway, and so are turned round for nothing; float32 stays in its file."""
+        if isinstance(tensor, Deferred):
+            tensor = tensor.materialize()
+        if isinstance(tensor, np.ndarray) and tensor.dtype != np.float32:
+            return Transposed(np.ascontiguousarray(tensor.T).astype(np.float32))
+        return self.weight(tensor)
 
     def embedding_layernorm(
         self, table: Matrix, tokens: Sequence[int], state: CPURecurrentState, norm: Norm, eps: float
@@ -131,9 +153,16 @@ class CPURecurrentOps:
     def squared_relu(self, bundle: Sequence[Floats], source: int, w: Matrix) -> Floats:
         return activate(self.linear(bundle[source], w), Activation.SQUARED_RELU)
 
-    def add_product(self, x: Floats, h: Floats, w: Matrix, gate: Floats | None = None) -> Floats:
-        gated_add(x, self.linear(h, w), gate)
+    def add_product(self, x: Floats, h: Floats, w: Matrix | Transposed, gate: Floats | None = None) -> Floats:
+        gated_add(x, sparse_product(h, w.rows) if isinstance(w, Transposed) else self.linear(h, w), gate)
         return x
 
     def layernorm_head(self, x: Floats, norm: Norm, w: Matrix, eps: float, n_logits: int) -> Floats:
         return self.linear(layernorm(x[len(x) - n_logits :], *norm, eps), w)
+
+
+def sparse_product(h: Floats, w_t: Floats) -> Floats:
+    """h @ w_t; of one token without the rows that are multiplied with zero, where these are many."""
+    if len(h) == 1 and np.count_nonzero(h) <= (1 - LEAST_ZEROS) * h.size:
+        return linear_sparse(h, w_t)
+    return h @ w_t

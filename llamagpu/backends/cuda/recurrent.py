@@ -5,6 +5,7 @@ A layer of RWKV-7 is eight launches: shift and mix; products; thin products; wkv
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +16,16 @@ from numpy.typing import DTypeLike, NDArray
 
 from llamagpu.backends.cuda import launches, recurrent_launches, wkv_launches
 from llamagpu.backends.cuda.device import Device, DeviceArray
-from llamagpu.backends.cuda.matrix import DeviceMatrix, pad_rows, padded, tiled
+from llamagpu.backends.cuda.matrix import DeviceMatrix, pad_rows, padded, stored, tiled, upload
 from llamagpu.backends.cuda.matrix_group import MatrixGroup, upload_group
 from llamagpu.backends.cuda.recurrent_launches import NormKind
 from llamagpu.backends.cuda.recurrent_state import CUDARecurrentState
 from llamagpu.backends.cuda.vectors import Coming, Target, Vectors
 from llamagpu.backends.recurrent import Activation, Segment
+from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
 from llamagpu.errors import UsageError
+from llamagpu.quantization import RandomMatrix
 
 FEW_COLUMNS = 8  # up to here one pass over the weights does; above, tensor cores
 Norm = tuple[DeviceArray, DeviceArray]
@@ -52,11 +55,27 @@ class Bundle:
         return Vectors(split.reshape(self.n, width))
 
 
+@dataclass(frozen=True)
+class DownMatrix:
+    """A matrix of floats, and the same transposed, of which ``linear_sparse`` reads a part."""
+
+    dense: DeviceMatrix
+    transposed: DeviceMatrix
+
+    @property
+    def nbytes(self) -> int:
+        """Of one: a step reads no more."""
+        return self.dense.nbytes
+
+
 class CUDARecurrentOps:
     """To be inherited by the backend, which has what is declared here."""
 
     device: Device
     has_tiles: bool  # whether any matrix is quantised
+
+    def weight(self, tensor: Tensor) -> DeviceMatrix | DeviceArray:
+        raise NotImplementedError
 
     def scratch(self, name: str, n: int, width: int, dtype: DTypeLike = np.float32) -> DeviceArray:
         raise NotImplementedError
@@ -93,6 +112,17 @@ class CUDARecurrentOps:
         group = upload_group(self.device, segments, widths)
         self.has_tiles |= any(launch.tiled for launch in group.launches)
         return group
+
+    def down_matrix(self, tensor: Tensor) -> DeviceMatrix | DownMatrix:
+        """LLAMAGPU_SPARSE_FFN=1 keeps matrices of floats twice, so that decode may skip rows that meet a zero."""
+        held = stored(tensor)
+        dense = upload(self.device, held)
+        self.has_tiles |= dense.tiled
+        if dense.tiled or os.environ.get("LLAMAGPU_SPARSE_FFN", "0") != "1":
+            return dense
+        rows = held.materialize() if isinstance(held, RandomMatrix) else held
+        assert isinstance(rows, np.ndarray)
+        return DownMatrix(dense, upload(self.device, np.ascontiguousarray(rows.T)))
 
     def embedding_layernorm(
         self, table: DeviceMatrix, tokens: Any, state: CUDARecurrentState, norm: Norm, eps: float
@@ -205,7 +235,15 @@ class CUDARecurrentOps:
 
         return Coming(n, hidden, write)
 
-    def add_product(self, x: DeviceArray, h: Coming, w: DeviceMatrix, gate: DeviceArray | None = None) -> DeviceArray:
+    def add_product(
+        self, x: DeviceArray, h: Coming, w: DeviceMatrix | DownMatrix, gate: DeviceArray | None = None
+    ) -> DeviceArray:
+        if isinstance(w, DownMatrix):
+            if h.n == 1 and gate is None:
+                rows = self.read("hidden", h, w.dense).data
+                wkv_launches.linear_sparse(self.device, w.transposed, rows, x)
+                return x
+            w = w.dense
         n, width = h.n, w.out_features
         if n <= FEW_COLUMNS:
             vectors = self.read("hidden", h, w)
