@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +22,13 @@ LARGEST = {
     "vocab_size": 1 << 22,
     "max_seq_len": 1 << 24,
 }
-# memory_llama is models/memory_llama.py; the others are models/llama.py: they differ in what the fields below say.
-MEMORY_LLAMA = "memory_llama"
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", MEMORY_LLAMA)
+# memory_llama is models/memory_llama.py, micro_rwkv models/micro_rwkv.py; the others are models/llama.py: they differ
+# in what the fields below say.
+MEMORY_LLAMA, MICRO_RWKV = "memory_llama", "micro_rwkv"
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", MEMORY_LLAMA, MICRO_RWKV)
+# Of a micro_rwkv: 0 or false in others, and then no part of what ``to_dict`` gives, which fingerprints are made of.
+OF_EXPERTS = {"n_experts": 64, "n_active_experts": 64, "expert_hidden_dim": 1 << 22}
+OF_MICRO_RWKV = (*OF_EXPERTS, "linear_bias")
 LONGEST_MEMORY = 1 << 16
 REMEDY = "the file is damaged or no model that llamagpu knows: download or export it again"
 
@@ -40,6 +45,9 @@ class ModelConfig:
     tied_head: the embedding matrix is also the output head. qkv_bias: wq, wk, wv have one. qk_norm: queries and keys go
     through an RMSNorm of their head before RoPE. sliding_window: from layer first_window_layer on, a token sees itself
     and the sliding_window - 1 before it; 0: all. mem_len: of a memory_llama, tokens of a chunk and rows of its memory.
+
+    Of a micro_rwkv: n_experts that its gate weighs, of which the first n_active_experts are run, of width
+    expert_hidden_dim each; linear_bias: the matrices of its time mix and channel mix, and its last norm, have one.
     """
 
     architecture: str
@@ -62,6 +70,10 @@ class ModelConfig:
     sliding_window: int = 0
     first_window_layer: int = 0
     mem_len: int = 0
+    n_experts: int = 0
+    n_active_experts: int = 0
+    expert_hidden_dim: int = 0
+    linear_bias: bool = False
 
     @classmethod
     def checked(cls, path: str | Path, values: dict[str, Any]) -> ModelConfig:
@@ -86,6 +98,10 @@ class ModelConfig:
             value = values[name]
             if type(value) is not int or not 0 <= value <= LARGEST["max_seq_len"]:
                 raise refuse(name, f"is {str(value)[:40]}, must be a whole number from 0 to {LARGEST['max_seq_len']}")
+        for name, largest in OF_EXPERTS.items():
+            value = values[name]
+            if type(value) is not int or not 0 <= value <= largest:
+                raise refuse(name, f"is {str(value)[:40]}, must be a whole number from 0 to {largest}")
         for name in ("norm_eps", "rope_theta", "rope_attention_factor"):
             value = values[name]
             if type(value) not in (int, float) or not 0 < value < 1e30:  # also false for NaN
@@ -96,7 +112,7 @@ class ModelConfig:
             raise refuse("architecture", f"is {str(values['architecture'])[:40]!r}; this version runs {known_names}")
         if values["rope_layout"] not in ("interleaved", "half_split"):
             raise refuse("rope_layout", f"is {str(values['rope_layout'])[:40]!r}, must be interleaved or half_split")
-        for name in ("tied_head", "qkv_bias", "qk_norm"):
+        for name in ("tied_head", "qkv_bias", "qk_norm", "linear_bias"):
             if type(values[name]) is not bool:
                 raise refuse(name, "must be true or false")
         factors = values["rope_factors"]
@@ -118,7 +134,27 @@ class ModelConfig:
         if config.mem_len and (config.q_dim != config.dim or config.sliding_window):
             problem = f"times n_heads is {config.q_dim}, must be dim = {config.dim}, without a sliding_window"
             raise refuse("head_dim", f"{problem}: rows of a memory go through layers of that width")
+        config.check_micro_rwkv(refuse)
         return config
+
+    def check_micro_rwkv(self, refuse: Callable[[str, str], ModelFormatError]) -> None:
+        """What a micro_rwkv asks of the fields, and that no other architecture has its own."""
+        if self.architecture != MICRO_RWKV:
+            for name in OF_MICRO_RWKV:
+                if getattr(self, name):
+                    raise refuse(name, f"is {getattr(self, name)}: only a {MICRO_RWKV} has it")
+            return
+        if self.q_dim != self.dim or self.n_kv_heads != self.n_heads or self.head_dim % 4:
+            problem = f"is {self.head_dim}, must be a multiple of 4 and dim = {self.dim} over n_heads = n_kv_heads"
+            raise refuse("head_dim", problem)
+        if not 1 <= self.n_active_experts <= self.n_experts or not self.expert_hidden_dim:
+            problem = f"is {self.n_active_experts}, of {self.n_experts} experts of width {self.expert_hidden_dim}"
+            raise refuse("n_active_experts", problem)
+        for name in ("sliding_window", "qkv_bias", "qk_norm"):
+            if getattr(self, name):
+                raise refuse(name, f"is {getattr(self, name)}: a {MICRO_RWKV} has none")
+        if not self.tied_head:
+            raise refuse("tied_head", f"is false: the head of a {MICRO_RWKV} is its embedding")
 
     @property
     def kv_dim(self) -> int:
@@ -132,8 +168,13 @@ class ModelConfig:
 
     @property
     def endless(self) -> bool:
-        """Whether its state has a fixed size, and max_seq_len is no limit."""
-        return self.mem_len > 0
+        """Whether max_seq_len is no limit: its state has one size, or it reads the last max_seq_len tokens alone."""
+        return self.mem_len > 0 or self.architecture == MICRO_RWKV
+
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether it has keys and values of tokens, as attention over what went before does."""
+        return self.architecture != MICRO_RWKV
 
     def window_of(self, layer: int) -> int:
         """Positions that a token of this layer sees, itself included; 0 for all before it."""
@@ -144,4 +185,5 @@ class ModelConfig:
         return 2 * self.n_layers * self.kv_dim * element_size
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All fields, but for those of a micro_rwkv that the model does not have."""
+        return {name: value for name, value in asdict(self).items() if value or name not in OF_MICRO_RWKV}
