@@ -70,7 +70,7 @@ class Checkpoint:
     tok_embeddings.weight, norm.weight, output.weight (absent where the head is tied), and for each layer
     layers.{i}.{attention_norm, attention.wq, .wk, .wv, .wo, ffn_norm, feed_forward.w1, .w2, .w3}.weight, and where the
     config says so attention.{wq, wk, wv}.bias and attention.{q_norm, k_norm}.weight; matrices are
-    [out_features, in_features]. Of a memory_llama also those of ``memory_shapes``; an RWKV and a micro_rwkv have their own.
+    [out_features, in_features]. Of a memory_llama also those of ``memory_shapes``; RWKVs have their own.
 
     stop_tokens: ids that end a text, beside the tokenizer's own. chat_template: Jinja text. sampling: what the model's
     makers suggest, by the names of SamplingParams. notes: one line each, what a user should be told of this file.

@@ -9,7 +9,16 @@ from typing import Protocol
 from llamagpu.checkpoint import Checkpoint
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats import (
-    gguf, huggingface, llama2c, llama2rnn, llama2rs, meta, native, rwkv_ggmf, simple_llama, torch_models
+    gguf,
+    huggingface,
+    llama2c,
+    llama2rnn,
+    llama2rs,
+    meta,
+    native,
+    rwkv_ggmf,
+    simple_llama,
+    torch_models,
 )  # fmt: skip
 from llamagpu.formats.mapped_file import check_readable
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llamagpu.checkpoint import Checkpoint
-from llamagpu.formats import meta, micro_rwkv
+from llamagpu.formats import meta, micro_rwkv, rwkv_pth
 from llamagpu.formats.torch_zip import LEGACY_MAGIC, ZIP_MAGIC, TorchFile
 
 
@@ -22,7 +22,8 @@ class TorchReader(Protocol):
         ...
 
 
-READERS: tuple[TorchReader, ...] = (micro_rwkv, meta)  # meta takes the rest, and says why it is no model of Meta's
+# meta takes the rest, and says why it is no model of Meta's
+READERS: tuple[TorchReader, ...] = (micro_rwkv, rwkv_pth, meta)
 
 
 def sniff(head: bytes, size: int) -> bool:

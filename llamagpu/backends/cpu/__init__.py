@@ -116,12 +116,13 @@ class CPUBackend(CPURecurrentOps):
     name = "cpu"
 
     def weight(self, tensor: Tensor) -> Weight:
-        """float32 is used in place, straight from the mapped file; 16 bits are widened: NumPy is slow with them."""
+        """float32 is used in place, straight from the mapped file, unless it lies at an odd byte: NumPy would copy it
+        each time. 16 bits are widened: NumPy is slow with them."""
         if isinstance(tensor, RandomMatrix | Deferred):
             return self.weight(tensor.materialize())
-        if isinstance(tensor, Int8Matrix | AffineQuant) or tensor.dtype == np.float32:
+        if isinstance(tensor, Int8Matrix | AffineQuant):
             return tensor
-        return tensor.astype(np.float32)
+        return np.require(tensor, np.float32, "A")
 
     def qkv(
         self,
