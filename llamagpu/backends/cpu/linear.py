@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from llamagpu.backends.cpu.activate import Activation, activate
 from llamagpu.backends.cpu.linear_affine import linear_affine
 from llamagpu.quantization import AffineQuant, Int8Matrix
 
 Matrix = NDArray[np.float32] | Int8Matrix | AffineQuant
+# Of a group of products: x, matrix, activation, bias
+Product = tuple[NDArray[np.float32], Matrix, Activation, NDArray[np.float32] | None]
 
 # Rows of an 8-bit matrix are widened to float32 this many elements at a time, so that they stay in the L2 cache.
 BLOCK_ELEMENTS = 1 << 17
@@ -30,6 +35,16 @@ def linear_q8(x: NDArray[np.float32], w: Int8Matrix) -> NDArray[np.float32]:
         block = w.dequantize(start, min(start + rows, out_features))
         np.matmul(x, block.T, out=y[:, start : start + len(block)])
     return y
+
+
+def linear_group(products: Sequence[Product]) -> list[NDArray[np.float32]]:
+    """activation(x @ w.T + bias) of each, [n, out_features]. Twin of kernels/linear_group.cu."""
+    return [activate(linear(x, w), activation, bias) for x, w, activation, bias in products]
+
+
+def linear_squared_relu(x: NDArray[np.float32], w: Matrix) -> NDArray[np.float32]:
+    """relu(x @ w.T)^2. Twin of kernels/squared_relu.cu."""
+    return activate(linear(x, w), Activation.SQUARED_RELU)
 
 
 def embedding(table: Matrix, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
