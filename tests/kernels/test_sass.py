@@ -22,6 +22,8 @@ KERNELS = [
         ("linear", "linear<{}, {}>"),
         ("linear", "linear_add<{}, {}>"),
         ("gate_up", "gate_up<{}, {}>"),
+        ("linear_group", "linear_group<{}, {}>"),
+        ("squared_relu", "linear_squared_relu<{}, {}>"),
         ("qkv_rope", "qkv_rope<{}, __half, {}>"),
     )
     for weights in WEIGHTS
@@ -43,7 +45,7 @@ def test_weights_are_on_their_way_before_the_wait(family: str, kernel: str, weig
     assert sum(op.startswith("LDG.E.NA.128") for op in before) == FIRST_LOADS.get(weights, 8)
     assert DEPENDENTS_MAY_BEGIN in after
     others = [op for op in before if op.startswith(("LD", "ST")) and not op.startswith(("LDC", "LDG.E.NA"))]
-    # scales and norms, which nobody writes (CONSTANT), and the residual, which is older and comes from L2 (STRONG)
+    # what nobody writes (CONSTANT): scales, norms, biases, tables; and the residual, older, from L2 (STRONG)
     assert all("CONSTANT" in op or "STRONG.GPU" in op for op in others), others
 
 
@@ -56,11 +58,21 @@ def test_weights_are_on_their_way_before_the_wait(family: str, kernel: str, weig
         ("attention", "attention_split<__half, 8>"),
         ("rope", "rope_append<__half>"),
         ("sample", "sample_scan"),
+        ("layernorm", "layernorm"),
+        ("gated_add", "gated_add"),
     ],
 )
 def test_the_others_read_nothing_before_it(family: str, instance: str) -> None:
     before, _ = before_and_after(family, instance)
     assert not [op for op in before if op.startswith(("LDG", "STG", "LDS", "STS"))]
+
+
+def test_a_token_shift_has_its_weights_before_the_wait() -> None:
+    """LayerNorm's and six mixes of the first channel; after it those of later channels, and no more from the cache."""
+    before, after = before_and_after("token_shift", "norm_shift_mix")
+    assert [op for op in before if op.startswith(("LDG", "STG", "LDS", "STS"))] == ["LDG.E.CONSTANT"] * 8
+    assert sum("CONSTANT" in op for op in after) == 8
+    assert sum(op.startswith("LDG") for op in after) > 16
 
 
 def test_nothing_that_a_kernel_wrote_is_read_through_the_read_only_cache() -> None:

@@ -37,11 +37,17 @@ INSTANCES: dict[str, tuple[str, ...]] = {
     "attention_decode": tuple(f"attention_decode<{kv}, {rows}>" for kv in KV_TYPES for rows in ROWS),
     "attention_window": tuple(f"attention_window<{kv}, {rows}>" for kv in KV_TYPES[:2] for rows in ROWS),
     "gate_up": tuple(f"gate_up<{product}>" for product in PRODUCTS),
+    "linear_group": tuple(f"linear_group<{product}>" for product in PRODUCTS),
+    "squared_relu": tuple(f"linear_squared_relu<{product}>" for product in PRODUCTS),
     "split_halves": ("split_halves",),
     "split_bf16": ("split_bf16",),
     "linear_prompt": tuple(f"linear_prompt<{w}>" for w in WEIGHTS),
     "rope": tuple(f"rope_append<{kv}>" for kv in KV_TYPES),
     "swiglu": ("swiglu",),
+    "layernorm": ("layernorm",),
+    "token_shift": ("norm_shift_mix",),
+    "activate": ("activate",),
+    "gated_add": ("gated_add",),
     "sample": ("sample_scan", "sample_pick"),
 }
 
