@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(
 WAIT, DEPENDENTS_MAY_BEGIN = "ACQBULK", "PREEXIT"  # griddepcontrol.wait, griddepcontrol.launch_dependents
 FIRST_LOADS = {"F32": 8, "F16": 8, "Q4": 12, "Q4Short": 4, "Q4Shortest": 4, "Q4F": 4}  # of 16 bytes; 8 bits: 8
 FIRST_LOADS |= {"Q4Offset": 4, "Q4OffsetShortest": 4}
+PARTS = {"wkv5<64>": 2, "wkv7<64>": 2, "wkv7<128>": 4}  # outputs that a thread writes at a time
 KERNELS = [
     (family, kernel, weights)
     for family, kernel in (
@@ -60,6 +61,7 @@ def test_weights_are_on_their_way_before_the_wait(family: str, kernel: str, weig
         ("sample", "sample_scan"),
         ("layernorm", "layernorm"),
         ("gated_add", "gated_add"),
+        ("linear_sparse", "linear_sparse<BF16>"),
     ],
 )
 def test_the_others_read_nothing_before_it(family: str, instance: str) -> None:
@@ -73,6 +75,21 @@ def test_a_token_shift_has_its_weights_before_the_wait() -> None:
     assert [op for op in before if op.startswith(("LDG", "STG", "LDS", "STS"))] == ["LDG.E.CONSTANT"] * 8
     assert sum("CONSTANT" in op for op in after) == 8
     assert sum(op.startswith("LDG") for op in after) > 16
+
+
+@pytest.mark.parametrize(
+    ("family", "instance", "n_loads"),
+    [("wkv4", "wkv4", 3), ("wkv5", "wkv5<64>", 4), ("wkv7", "wkv7<64>", 4), ("wkv7", "wkv7<128>", 8)],
+)
+def test_a_state_is_on_its_way_before_the_wait(family: str, instance: str, n_loads: int) -> None:
+    """The position and the state, a step old and so from L2, and constants, which nobody writes."""
+    before, after = before_and_after(family, instance)
+    wide = "LDG.E.128.STRONG.GPU" if "<" in instance else "LDG.E.STRONG.GPU"
+    assert before.count(wide) == n_loads + (wide == "LDG.E.STRONG.GPU")
+    others = [op for op in before if op.startswith(("LDG", "STG"))]
+    assert all("CONSTANT" in op or "STRONG.GPU" in op for op in others), others
+    constant = [op for op in after if op.startswith("LDG") and "CONSTANT" in op]
+    assert len(constant) <= PARTS.get(instance, 1), "only the place of an output"
 
 
 def test_nothing_that_a_kernel_wrote_is_read_through_the_read_only_cache() -> None:

@@ -21,6 +21,7 @@ WEIGHTS = FLOATS + TILES
 KV_TYPES = ("float", "__half", "signed char")
 COLUMNS = {**dict.fromkeys(FLOATS, (1, 2, 4, 8)), **dict.fromkeys(TILES, (4, 8))}  # of one pass over the weights
 ROWS = (1, 2, 4, 8)  # queries of one attention block
+WKV_HEADS = (32, 64, 128)  # that a block of wkv5 and wkv7 has room for
 
 PRODUCTS = tuple(f"{w}, {c}" for w in WEIGHTS for c in COLUMNS[w])
 INSTANCES: dict[str, tuple[str, ...]] = {
@@ -48,6 +49,10 @@ INSTANCES: dict[str, tuple[str, ...]] = {
     "token_shift": ("norm_shift_mix",),
     "activate": ("activate",),
     "gated_add": ("gated_add",),
+    "wkv4": ("wkv4",),
+    "wkv5": tuple(f"wkv5<{head}>" for head in WKV_HEADS),
+    "wkv7": tuple(f"wkv7<{head}>" for head in WKV_HEADS),
+    "linear_sparse": tuple(f"linear_sparse<{w}>" for w in FLOATS),
     "sample": ("sample_scan", "sample_pick"),
 }
 
