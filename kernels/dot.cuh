@@ -9,14 +9,15 @@
 #include "product.cuh"
 #include "weights.cuh"
 
-// A lane per column gets a Product. prologue: run once the previous kernel has ended.
+// A lane per column gets a Product. prologue: run once the previous kernel has ended. row_block: which pairs of rows.
 template <class Row, int COLUMNS, class Prologue>
 __device__ __forceinline__ Product row_product(const typename Row::Element* w, const float* x, int in_features,
-                                               int out_features, int n_left, Prologue prologue) {
+                                               int out_features, int n_left, Prologue prologue,
+                                               int row_block = blockIdx.x) {
     constexpr int DEPTH = COLUMNS == 1 ? 4 : 2;
     constexpr int STEP = WARP * Row::PER_LOAD;
     const int stride = padded(in_features), lane = threadIdx.x % WARP;
-    const int pair = Row::own_pair();
+    const int pair = Row::own_pair(row_block);
     // warps past the last pair repeat it: their result is dropped, but they take part in what a block does together
     const int row = min(2 * pair, padded_rows(out_features) - 2);
     const Row rows[2] = {Row(w, in_features, row), Row(w, in_features, row + 1)};

@@ -5,12 +5,13 @@
 #include "tiles.cuh"
 
 // (rmsnorm(x) @ w.T) for COLUMNS columns from `first_column` on, n in all. The norm's weight is in x already; squares,
-// eps: activations.cuh. The whole block must come here.
+// eps: activations.cuh. row_block: which rows, for kernels with blocks of several matrices. The whole block must come
+// here.
 template <class W, int COLUMNS>
 __device__ __forceinline__ Product normed_product(const typename W::Element* w, const typename W::Param* params,
                                                   int group_shift, const typename W::Activation* x,
                                                   const float* squares, int n_squares, float eps, int in_features,
-                                                  int out_features, int n) {
+                                                  int out_features, int n, int row_block = blockIdx.x) {
     const int first_column = blockIdx.y * COLUMNS, n_left = n - first_column, warp = threadIdx.x / WARP;
     float factor = 1.f;
     // while the first weights are on their way
@@ -26,7 +27,7 @@ __device__ __forceinline__ Product normed_product(const typename W::Element* w, 
                     const float even = norm(warp * 2), odd = norm(warp * 2 + 1);
                     factor = threadIdx.x % WARP < TILE_ROWS ? even : odd;
                 }
-            });
+            }, row_block);
     } else {
         product = row_product<W, COLUMNS>(
             w, x + static_cast<size_t>(first_column) * padded(in_features), in_features, out_features, n_left, [&] {
@@ -35,7 +36,7 @@ __device__ __forceinline__ Product normed_product(const typename W::Element* w, 
                     const float of_column = norm(c);
                     if (threadIdx.x % WARP == c) factor = of_column;
                 }
-            });
+            }, row_block);
     }
     product.first *= factor;
     product.second *= factor;

@@ -52,7 +52,9 @@ struct Tiles {
     __host__ __device__ static constexpr int min_blocks(int columns) { return IS_SMALL && columns <= 4 ? 2 : 1; }
 
     // Which Product (product.cuh) a thread ends with: row pair of the matrix, column of the block.
-    __device__ __forceinline__ static int own_pair() { return blockIdx.x * ROW_PAIRS + threadIdx.x % ROW_PAIRS; }
+    __device__ __forceinline__ static int own_pair(int row_block = blockIdx.x) {
+        return row_block * ROW_PAIRS + threadIdx.x % ROW_PAIRS;
+    }
     __device__ __forceinline__ static int own_column() { return threadIdx.x / ROW_PAIRS; }
 
     // What a lane has of a tile.
@@ -190,15 +192,15 @@ __device__ __forceinline__ void multiply_block(const typename W::Part (&parts)[2
 }
 
 // Two tiles of the block times COLUMNS columns (4 or 8): each of the first 16 * COLUMNS threads gets one Product.
-// prologue: run once the previous kernel has ended.
+// prologue: run once the previous kernel has ended. row_block: which two tiles.
 template <class W, int COLUMNS, class Prologue>
 __device__ __forceinline__ Product tile_product(const W& w, const unsigned short* x, int in_features, int n_left,
-                                                Prologue prologue) {
+                                                Prologue prologue, int row_block = blockIdx.x) {
     __shared__ float of_warps[TILE_WARPS][COLUMNS][2 * TILE_ROWS];
     constexpr bool TWO = COLUMNS > 4;  // instructions: high and low halves apart
     constexpr int DEPTH = W::DEPTH;
     const int thread = threadIdx.x, warp = thread / WARP, lane = thread % WARP, t = lane % 4;
-    const int stride = tiled(in_features), tile = blockIdx.x * 2;
+    const int stride = tiled(in_features), tile = row_block * 2;
 
     typename W::Part coming[DEPTH][2];
 #pragma unroll
@@ -236,7 +238,7 @@ __device__ __forceinline__ Product tile_product(const W& w, const unsigned short
         }
     __syncthreads();
 
-    Product product = {W::own_pair(), W::own_column(), 0.f, 0.f, W::own_column() < min(COLUMNS, n_left)};
+    Product product = {W::own_pair(row_block), W::own_column(), 0.f, 0.f, W::own_column() < min(COLUMNS, n_left)};
     if (!product.exists) return product;
 #pragma unroll
     for (int i = 0; i < TILE_WARPS; i++) {

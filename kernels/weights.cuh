@@ -22,7 +22,9 @@ struct Rows {
     static constexpr int PER_LOAD = 16 / sizeof(T);
     __host__ __device__ static constexpr int min_blocks(int) { return 1; }
     // Which Product (product.cuh) a thread ends with: row pair of the matrix, column of the block.
-    __device__ __forceinline__ static int own_pair() { return blockIdx.x * WARPS_PER_BLOCK + threadIdx.x / WARP; }
+    __device__ __forceinline__ static int own_pair(int row_block = blockIdx.x) {
+        return row_block * WARPS_PER_BLOCK + threadIdx.x / WARP;
+    }
     __device__ __forceinline__ static int own_column() { return threadIdx.x % WARP; }
 
     const T* row;

@@ -113,6 +113,8 @@ def measure(
     """
     if checkpoint.config.mem_len:
         raise UsageError("bench measures at contexts; a model with a memory is as fast at any")
+    if not checkpoint.config.keeps_keys:
+        raise UsageError(f"bench measures models that keep keys and values, not a {checkpoint.config.architecture}")
     bandwidth = copy_bandwidth(backend)
     peak_is_ours = isinstance(backend, CUDABackend) or host.forget_peak()  # not that of the copy
     start = time.perf_counter()

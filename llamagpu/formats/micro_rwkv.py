@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec, check_tensors
+from llamagpu.checkpoint import Checkpoint, Tensor, check_tensors
 from llamagpu.config import MICRO_RWKV, ModelConfig
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.torch_zip import TensorRef, TorchFile
@@ -76,8 +76,7 @@ def read(file: TorchFile) -> Checkpoint:
     if state:
         raise ModelFormatError(path, min(state)[:80], "is a tensor that no MicroRWKV has", FETCH)
     check_tensors(path, config, tensors)
-    tokenizer = TokenizerSpec("gpt2", b"") if config.vocab_size == GPT2_TOKENS else None
-    return Checkpoint(path, "MicroRWKV checkpoint", config, tensors, tokenizer, sampling=SAMPLING)
+    return Checkpoint(path, "MicroRWKV checkpoint", config, tensors, sampling=SAMPLING)
 
 
 def state_dict(path: Path, saved: Any) -> dict[str, TensorRef]:

@@ -26,6 +26,7 @@ ALIGNMENT = 256
 FLOATS = [DTYPES[name] for name in ("F32", "F16", "BF16")]
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 TOKENIZER = "tokenizer"
+BYTES = "bytes"  # the kind of tokenizer that has no data
 AFFINE = "affine"  # of the metadata: bits, group size and shape of each quantised matrix
 STOP_TOKENS, SAMPLING, CHAT_TEMPLATE = "stop_tokens", "sampling", "chat_template"
 ENTRY_BYTES = 1024  # of the header, for one tensor, beside its name: at most three arrays and a description
@@ -77,8 +78,8 @@ def read_json_object(path: Path, metadata: dict[str, str], field: str) -> dict[s
 def read_tokenizer(path: Path, metadata: dict[str, str], arrays: dict[str, NDArray[Any]]) -> TokenizerSpec | None:
     data = arrays.pop(TOKENIZER, None)
     kind = metadata.get(TOKENIZER)
-    if data is None and kind is None:
-        return None
+    if data is None and kind in (None, BYTES):
+        return None if kind is None else TokenizerSpec(kind, b"")
     if data is None or kind is None or data.dtype != np.uint8 or data.ndim != 1:
         raise ModelFormatError(path, TOKENIZER, "must be both named in the metadata and held as bytes", CONVERT_AGAIN)
     return TokenizerSpec(kind, data.tobytes())
@@ -199,7 +200,7 @@ def write(path: Path, checkpoint: Checkpoint, on_progress: Callable[[int], None]
                 else:
                     append(array_name, array)
             on_progress(tensor.nbytes)
-        if checkpoint.tokenizer is not None:
+        if checkpoint.tokenizer is not None and checkpoint.tokenizer.data:
             odd.append((TOKENIZER, np.frombuffer(checkpoint.tokenizer.data, np.uint8)))
         for name, array in odd:
             append(name, array)

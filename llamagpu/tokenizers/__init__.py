@@ -9,16 +9,26 @@ from pathlib import Path
 from llamagpu.checkpoint import TokenizerSpec
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.mapped_file import check_readable
+from llamagpu.tokenizers import gpt2_pair, rwkv_world
 from llamagpu.tokenizers.base import StreamDecoder, Tokenizer
 
 MAX_TOKENIZER_BYTES = 1 << 28
 RANKS = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")  # the first line of a tiktoken file
+GPT2_RANKS = 50256  # lines of GPT-2's tiktoken file, by which it is told from Llama 3's
+# Kinds whose models may have more rows than tokens, and how many more, where no name says that the two belong together.
+PADDED, MOST_PADDING = ("gpt2", "huggingface", "rwkv_world"), 511
+OWN_NAME = "tokenizer.json"  # lies in the model's own folder, as Qwen's, of some 300 rows more
+OTHER_NAMES = ("rwkv_vocab_*.txt", "20B_tokenizer.json", "encoder.json", "vocab.json", "gpt2.tiktoken")
+HEAD = 1 << 13  # bytes that tell a kind
 # Kind to module and class, which takes the bytes and the path of its file. Modules are imported when they are needed:
 # some of their libraries cost a tenth of a second.
 KINDS = {
+    "bytes": ("llamagpu.tokenizers.bytes", "BytesTokenizer"),
     "gguf": ("llamagpu.tokenizers.gguf", "open_gguf_tokenizer"),
+    "gpt2": ("llamagpu.tokenizers.gpt2", "Gpt2Tokenizer"),
     "huggingface": ("llamagpu.tokenizers.huggingface", "HuggingFaceTokenizer"),
     "llama2c": ("llamagpu.tokenizers.llama2c", "Llama2cTokenizer"),
+    "rwkv_world": ("llamagpu.tokenizers.rwkv_world", "RWKVWorldTokenizer"),
     "sentencepiece": ("llamagpu.tokenizers.sentencepiece", "SentencePieceTokenizer"),
     "sentencepiece-greedy": ("llamagpu.tokenizers.greedy", "GreedyTokenizer"),
     "tiktoken": ("llamagpu.tokenizers.tiktoken", "TiktokenTokenizer"),
@@ -37,14 +47,18 @@ def open_spec(spec: TokenizerSpec, path: Path) -> Tokenizer:
 
 
 def read_spec(path: str | Path) -> TokenizerSpec:
-    """Read a tokenizer file; its kind is told by its first bytes. Raises ModelFormatError."""
+    """Read a tokenizer file, or GPT-2's two; its kind is told by its first bytes. Raises ModelFormatError."""
     path = Path(path)
     size = check_readable(path)
     if size > MAX_TOKENIZER_BYTES:
         raise ModelFormatError(path, "length", f"is {size} bytes, too many for a tokenizer", "give a tokenizer file")
     data = path.read_bytes()
-    if RANKS.match(data, 0, 1 << 13):
-        return TokenizerSpec("tiktoken", data)
+    if RANKS.match(data, 0, HEAD):
+        return TokenizerSpec("gpt2" if data.rstrip().count(b"\n") + 1 == GPT2_RANKS else "tiktoken", data)
+    if rwkv_world.FIRST_LINE.match(data, 0, HEAD):
+        return TokenizerSpec("rwkv_world", data)
+    if data.startswith(gpt2_pair.MERGES) or gpt2_pair.IDS.match(data, 0, HEAD):
+        return TokenizerSpec("gpt2", gpt2_pair.ranks_of_pair(path))
     if data[:1] == b"{":  # tokenizer.json; no tokenizer.bin has pieces that long, and no protobuf opens so
         return TokenizerSpec("huggingface", data)
     # A SentencePiece protobuf opens with field 1 (its first piece); a tokenizer.bin with a small little-endian u32.
@@ -60,13 +74,13 @@ def find_beside(model_path: Path, vocab_size: int) -> tuple[TokenizerSpec, Token
     damaged: ModelFormatError | None = None
     # Meta keeps the tokenizer of Llama 1 and 2 beside the models' folders.
     folders = (model_path, model_path.parent) if model_path.is_dir() else (model_path.parent,)
-    for path in (folder / name for folder in folders for name in names_beside(vocab_size)):
+    for path in (path for folder in folders for name in names_beside(vocab_size) for path in sorted(folder.glob(name))):
         try:
             if path.is_file():
                 spec = read_spec(path)
                 tokenizer = open_spec(spec, path)
-                fits = tokenizer.vocab_size <= vocab_size if spec.kind == "huggingface" else False
-                if fits or tokenizer.vocab_size == vocab_size:  # Qwen's models have more rows than tokens
+                most = 0 if spec.kind not in PADDED else vocab_size if path.name == OWN_NAME else MOST_PADDING
+                if 0 <= vocab_size - tokenizer.vocab_size <= most:
                     return spec, tokenizer, path
         except ModelFormatError as error:
             damaged = damaged or error
@@ -77,7 +91,8 @@ def find_beside(model_path: Path, vocab_size: int) -> tuple[TokenizerSpec, Token
 
 def names_beside(vocab_size: int) -> tuple[str, ...]:
     """The names under which people keep a tokenizer beside a model, in the order in which they are tried."""
-    return "tokenizer.json", "tokenizer.model", "tokenizer.bin", f"tok{vocab_size}.model", f"tok{vocab_size}.bin"
+    sized = f"tok{vocab_size}.model", f"tok{vocab_size}.bin"
+    return OWN_NAME, "tokenizer.model", "tokenizer.bin", *sized, *OTHER_NAMES
 
 
 __all__ = ["StreamDecoder", "Tokenizer", "find_beside", "names_beside", "open_spec", "read_spec"]

@@ -1,8 +1,9 @@
 """The vocabulary inside a GGUF file. ``data`` is a GGUF header with the keys tokenizer.ggml.* and nothing else.
 
-Two kinds are read: "llama" (SentencePiece's BPE), rebuilt as a tokenizer.model for the sentencepiece library, and
-"gpt2" (byte-level BPE with merges), rebuilt as a tokenizer.json for the tokenizers library. Both are made when text
-comes: that takes up to a second for 128,000 tokens, which opening a model must not.
+Three kinds are read: "llama" (SentencePiece's BPE), rebuilt as a tokenizer.model for the sentencepiece library, "gpt2"
+(byte-level BPE with merges), rebuilt as a tokenizer.json for the tokenizers library, and "rwkv", rebuilt as RWKV's own
+World vocabulary. They are made when text comes: that takes up to a second for 128,000 tokens, which opening a model
+must not.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from llamagpu.errors import ModelFormatError
 from llamagpu.formats.gguf_header import Header
 from llamagpu.tokenizers.base import Tokenizer
 from llamagpu.tokenizers.byte_level_json import byte_level_json
-from llamagpu.tokenizers.sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, model_proto
+from llamagpu.tokenizers.rwkv_world import unescape
+from llamagpu.tokenizers.sentencepiece_proto import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    model_proto,
+)
 
 PREFIX = "tokenizer.ggml."
 MAX_TOKENS = 1 << 19
@@ -31,14 +41,16 @@ def open_gguf_tokenizer(data: bytes, path: Path) -> Tokenizer:
 
 
 def rebuilt(data: bytes, path: Path) -> TokenizerSpec:
-    """The same as a tokenizer.model or tokenizer.json. Raises as ``open_gguf_tokenizer`` does."""
+    """The same as a file of another kind. Raises as ``open_gguf_tokenizer`` does."""
     header = Header(data, path)
     kind = header.text(f"{PREFIX}model")
     if kind == "llama":
         return TokenizerSpec("sentencepiece", sentencepiece_model(header))
     if kind == "gpt2":
         return TokenizerSpec("huggingface", huggingface_json(header))
-    raise header.refuse(f"{PREFIX}model", f"is {str(kind)[:40]!r}; llama and gpt2 are read", OTHER_FILE)
+    if kind == "rwkv":
+        return TokenizerSpec("rwkv_world", world_vocabulary(header))
+    raise header.refuse(f"{PREFIX}model", f"is {str(kind)[:40]!r}; llama, gpt2 and rwkv are read", OTHER_FILE)
 
 
 def count_tokens(header: Header) -> int:
@@ -107,3 +119,24 @@ def huggingface_json(header: Header) -> bytes:
         return byte_level_json(tokens, merges, special, pre, special_id(header, "bos_token_id", -1, n), add_bos)
     except ValueError as error:
         raise ModelFormatError(path=header.path, field="tokenizer", problem=str(error), remedy=OTHER_FILE) from None
+
+
+def world_vocabulary(header: Header) -> bytes:
+    """The lines of an RWKV World vocabulary. llama.cpp writes a token as Python writes the inside of a bytes literal,
+    puts a control token before them, and fills up to the model's rows with unused ones."""
+    n = count_tokens(header)
+    types = read_types(header, n)
+    while types and types[-1] == UNUSED:
+        types.pop()
+    if not types or types[0] != CONTROL or not set(types[1:]) <= {NORMAL, USER_DEFINED}:
+        problem = "are not those of RWKV World: a control token, then tokens, then unused ones"
+        raise header.refuse(f"{PREFIX}token_type", problem, OTHER_FILE)
+    lines = []
+    for i, escaped in zip(range(len(types)), header.strings(f"{PREFIX}tokens"), strict=False):
+        try:
+            token = unescape(escaped, is_bytes=True)
+        except ValueError:
+            problem = f"is no text as Python writes bytes at token {i}: {escaped[:40]!r}"
+            raise header.refuse(f"{PREFIX}tokens", problem, OTHER_FILE) from None
+        lines.append(b"%d %s %d\n" % (i, repr(token).encode(), len(token)))
+    return b"".join(lines[1:])

@@ -19,9 +19,11 @@ from tokenizers import Tokenizer as Library
 from llamagpu.config import LARGEST
 from llamagpu.errors import ModelFormatError, first_line
 from llamagpu.tokenizers.base import Tokenizer
+from llamagpu.tokenizers.byte_letters import byte_level
 
 MODELS = ("BPE", "Unigram")
 REMEDY = "the file is damaged, or of a kind that llamagpu does not know: download it again, or give another --tokenizer"
+END = "<|endoftext|>"
 BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 PROBES = ("a", "1", " ", "\n", "é", "猫")  # texts to find out what a tokenizer puts around a text
 
@@ -29,8 +31,9 @@ PROBES = ("a", "1", " ", "\n", "é", "猫")  # texts to find out what a tokenize
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer.json. Special tokens in a text are text. Raises ModelFormatError if ``data`` is anything else.
 
-    bos_id: what the file's post-processor puts before a text, None where nothing. eos_id: what it puts after one, and
-    else unknown (Checkpoint.stop_tokens has it); encode() never adds it.
+    bos_id: what the file's post-processor puts before a text, None where nothing. eos_id: what it puts after one, or a
+    special token 0 of the name <|endoftext|> (of the Pile's models), and else unknown (Checkpoint.stop_tokens has it);
+    encode() never adds it.
     """
 
     def __init__(self, data: bytes, path: Path) -> None:
@@ -67,6 +70,8 @@ class HuggingFaceTokenizer(Tokenizer):
         except ValueError as error:
             raise self.error("decoder", str(error)) from None
         self.bos_id, self.eos_id = self.around_a_text()
+        if self.eos_id is None and self._controls.get(END) == 0:
+            self.eos_id = 0
         self.adds_leading_space = self.strips_leading_space()
 
     def encode_text(self, text: str) -> list[int]:
@@ -195,21 +200,3 @@ def flatten(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
             yield from flatten(inner)
     elif decoder:
         yield decoder
-
-
-def byte_alphabet() -> dict[str, int]:
-    """GPT-2's letters for bytes: a printable Latin-1 byte is its own letter, the others are U+0100 onwards."""
-    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in own]
-    return {chr(byte): byte for byte in own} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-BYTE_OF_LETTER = byte_alphabet()
-
-
-def byte_level(piece: str) -> bytes:
-    """A piece that has other characters than those letters is plain text, as the library has it."""
-    try:
-        return bytes(BYTE_OF_LETTER[letter] for letter in piece)
-    except KeyError:
-        return piece.encode()

@@ -41,14 +41,15 @@ LLAMA3_TEMPLATE_CONTROLS = {
 MAX_CHUNK, MAX_RUN = 400_000, 25_000
 
 
-class TiktokenTokenizer(Tokenizer):
-    """A file of ranks with Llama 3's pattern and control tokens. Raises ModelFormatError if ``data`` is none."""
+class RankedTokenizer(Tokenizer):
+    """A file of ranks, and the expression by which text is cut before. Raises ModelFormatError if ``data`` is none.
+
+    n_controls: how many control tokens follow the ranks.
+    """
 
     adds_leading_space = False
 
-    def __init__(
-        self, data: bytes, path: Path, pattern: str = LLAMA3_PATTERN, n_controls: int = N_LLAMA3_CONTROLS
-    ) -> None:
+    def __init__(self, data: bytes, path: Path, pattern: str, n_controls: int) -> None:
         self.tokens = parse_ranks(data, path)
         n_ranks = len(self.tokens)
         self.vocab_size = n_ranks + n_controls
@@ -60,7 +61,17 @@ class TiktokenTokenizer(Tokenizer):
                 raise ModelFormatError(path, "tokenizer", f"has no token for the byte {byte:#04x}", REMEDY)
         # Without control tokens: text never becomes one.
         self.encoding = tiktoken.Encoding(path.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-        self.bos_id, self.eos_id, *others = (n_ranks + place for place in LLAMA3_CONTROLS.values())
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.tokens[token] if token < len(self.tokens) else b""
+
+
+class TiktokenTokenizer(RankedTokenizer):
+    """A file of ranks with Llama 3's pattern and control tokens. Raises ModelFormatError if ``data`` is none."""
+
+    def __init__(self, data: bytes, path: Path) -> None:
+        super().__init__(data, path, LLAMA3_PATTERN, N_LLAMA3_CONTROLS)
+        self.bos_id, self.eos_id, *others = (len(self.tokens) + place for place in LLAMA3_CONTROLS.values())
         self.stop_ids = tuple(others)
 
     @property
@@ -70,9 +81,6 @@ class TiktokenTokenizer(Tokenizer):
 
     def encode_text(self, text: str) -> list[int]:
         return [token for part in cut(text) for token in self.encoding.encode_ordinary(part)]
-
-    def token_bytes(self, token: int) -> bytes:
-        return self.tokens[token] if token < len(self.tokens) else b""
 
 
 def parse_ranks(data: bytes, path: Path) -> Sequence[bytes]:

@@ -14,8 +14,10 @@ from llamagpu.errors import ModelFormatError
 from llamagpu.formats.gguf_header import Header
 from llamagpu.tokenizers.byte_level_json import SPLITS
 from llamagpu.tokenizers.gguf import huggingface_json, open_gguf_tokenizer
+from llamagpu.tokenizers.rwkv_world import RWKVWorldTokenizer
 from tests.formats.gguf_files import File, Keys, small_vocabulary, spm_keys
 from tests.tokenizers.test_tokenizers import random_texts
+from tests.tokenizers.vocabularies import world_file, world_tokens
 
 PATH = Path("vocabulary.gguf")
 
@@ -190,12 +192,55 @@ def test_llama_cpps_cases_are_split_no_finer_than_they_are_encoded(pre: str, nam
     assert n_exact >= 20, "texts of common words: each piece is a token"
 
 
+def world_keys(tokens: list[bytes], n_rows: int) -> Keys:
+    """As llama.cpp's converter writes RWKV World: token 0 for control, bytes as Python does, and unused rows."""
+    texts = ["<s>", *(repr(token)[2:-1] for token in tokens)]
+    unused = [f"[PAD{i}]" for i in range(n_rows - len(texts))]
+    return {
+        "tokenizer.ggml.model": ("str", "rwkv"),
+        "tokenizer.ggml.tokens": ("arr", "str", [*texts, *unused]),
+        "tokenizer.ggml.token_type": ("arr", "i32", [3] + [1] * len(tokens) + [5] * len(unused)),
+        "tokenizer.ggml.eos_token_id": ("u32", 0),
+    }
+
+
+def test_rwkv_world_is_that_of_its_own_file() -> None:
+    tokens = world_tokens()
+    ours, own = opened(world_keys(tokens, len(tokens) + 7)), RWKVWorldTokenizer(world_file(tokens), PATH)
+    assert (ours.texts, ours.ends, ours.eos_id) == (own.texts, own.ends, 0)
+    for text in ["[PAD402] <s>", *random_texts(100)]:
+        assert ours.encode(text) == own.encode(text)
+        assert ours.decode(ours.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            {"tokens": ("arr", "str", ["<s>", "a\\q", *"b" * 255])},
+            r"no text as Python writes bytes at token 1: b'a\\\\q'",
+        ),
+        ({"tokens": ("arr", "str", ["<s>", "é", *"b" * 255])}, "no text as Python writes bytes at token 1"),
+        ({"tokens": ("arr", "str", ["<s>", *"b" * 256])}, "no token for the byte 0x00"),
+        ({"tokens": ("arr", "str", ["<s>", "", *"b" * 255])}, "a token of 0 bytes"),
+        ({"token_type": ("arr", "i32", [1] * 257)}, "are not those of RWKV World"),
+        ({"token_type": ("arr", "i32", [3, 5, *[1] * 255])}, "are not those of RWKV World"),
+        ({"token_type": ("arr", "i32", [5] * 257)}, "are not those of RWKV World"),
+    ],
+)
+def test_rwkv_vocabularies_that_make_no_sense(change: dict[str, tuple[Any, ...]], problem: str) -> None:
+    keys = world_keys([bytes([byte]) for byte in range(256)], 257)
+    assert opened(keys).encode("a") == [98]
+    with pytest.raises(ModelFormatError, match=problem):
+        opened(keys | {f"tokenizer.ggml.{name}": value for name, value in change.items()})
+
+
 @pytest.mark.parametrize(
     ("change", "field", "problem"),
     [
         ({"pre": ("str", "word2vec")}, "tokenizer", "pre-tokenizer 'word2vec'; known are llama3"),
         ({"pre": None}, "tokenizer.ggml.pre", "is missing"),
-        ({"model": ("str", "rwkv")}, "tokenizer.ggml.model", "is 'rwkv'; llama and gpt2 are read"),
+        ({"model": ("str", "unigram")}, "tokenizer.ggml.model", "is 'unigram'; llama, gpt2 and rwkv are read"),
         ({"model": ("str", "t5")}, "tokenizer.ggml.model", "is 't5'"),
         ({"model": ("str", "bert")}, "tokenizer.ggml.model", "is 'bert'"),
         ({"model": ("u32", 7)}, "tokenizer.ggml.model", "is not a text"),

@@ -9,6 +9,7 @@ import json
 from functools import lru_cache
 from typing import Any
 
+from llamagpu.tokenizers.byte_level_json import GPT2
 from llamagpu.tokenizers.sentencepiece import SentencePieceTokenizer
 
 SENTENCES = [
@@ -23,6 +24,7 @@ LLAMA3_PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+END = "<|endoftext|>"
 LEGACY_NORMALIZER = {
     "type": "Sequence",
     "normalizers": [
@@ -106,6 +108,20 @@ def llama3_like() -> bytes:
     post = {"type": "Sequence", "processors": [steps, bos_template(names[0], size)]}
     added = [added_token(size + i, name) for i, name in enumerate(names)]
     return tokenizer_json(added, model, None, cut, post, steps)
+
+
+@lru_cache
+def pile_like() -> bytes:
+    """As 20B_tokenizer.json: two special tokens first, then those of the model, then runs of spaces as plain text."""
+    model, _ = byte_level(GPT2, nfc=True, ignore_merges=False)
+    texts = [END, "<|padding|>", *sorted(model["vocab"], key=model["vocab"].__getitem__)]
+    added = [added_token(0, END), added_token(1, "<|padding|>")]
+    added += [
+        added_token(len(texts) + i, " " * n, False) | {"normalized": True} for i, n in enumerate(range(24, 1, -1))
+    ]
+    steps = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    model |= {"vocab": {text: i for i, text in enumerate(texts)}}
+    return tokenizer_json(added, model, {"type": "NFC"}, steps, steps, steps)
 
 
 @lru_cache

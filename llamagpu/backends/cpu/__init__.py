@@ -19,6 +19,7 @@ from llamagpu.backends.cpu.linear import embedding, linear
 from llamagpu.backends.cpu.recurrent import CPURecurrentOps
 from llamagpu.backends.cpu.rmsnorm import rmsnorm
 from llamagpu.backends.cpu.rope import rope, rope_angles
+from llamagpu.backends.cpu.rows import CPURows
 from llamagpu.backends.cpu.sample import sample
 from llamagpu.backends.cpu.swiglu import swiglu
 from llamagpu.backends.protocol import Forward
@@ -274,3 +275,8 @@ class CPUBackend(CPURecurrentOps):
             yield token
             if n_made + 1 < n_tokens:
                 logits = forward([token], state)
+
+    decode_each = decode
+
+    def rows(self) -> CPURows:
+        return CPURows(self)

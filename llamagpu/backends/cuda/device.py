@@ -46,15 +46,8 @@ class Graph(Protocol):
         """Run the captured launches again, in order, with the same arguments."""
 
 
-class Device(Protocol):
-    """One GPU and one stream on it. Work runs in the order it is given; only ``download`` and events wait for it."""
-
-    name: str
-    description: str
-    n_multiprocessors: int
-    dependent_launch: Any  # None where ``dependent`` of a launch does nothing
-
-    def zeros(self, shape: Sequence[int], dtype: DTypeLike) -> DeviceArray: ...
+class Memory(Protocol):
+    """What arrays are uploaded to."""
 
     def upload(self, array: NDArray[Any]) -> DeviceArray:
         """A new device array with a copy of ``array``."""
@@ -63,6 +56,17 @@ class Device(Protocol):
     def repeat(self, block: NDArray[np.uint8], n_bytes: int) -> DeviceArray:
         """A new array of n_bytes: ``block`` again and again, copied on the device."""
         ...
+
+
+class Device(Memory, Protocol):
+    """One GPU and one stream on it. Work runs in the order it is given; only ``download`` and events wait for it."""
+
+    name: str
+    description: str
+    n_multiprocessors: int
+    dependent_launch: Any  # None where ``dependent`` of a launch does nothing
+
+    def zeros(self, shape: Sequence[int], dtype: DTypeLike) -> DeviceArray: ...
 
     def copy(self, target: DeviceArray, array: NDArray[Any]) -> None:
         """Overwrite ``target`` with a host array of its size; ``array`` may be changed as soon as this returns."""

@@ -21,6 +21,7 @@ WEIGHTS = FLOATS + TILES
 KV_TYPES = ("float", "__half", "signed char")
 COLUMNS = {**dict.fromkeys(FLOATS, (1, 2, 4, 8)), **dict.fromkeys(TILES, (4, 8))}  # of one pass over the weights
 ROWS = (1, 2, 4, 8)  # queries of one attention block
+WKV_HEADS = (32, 64, 128)  # that a block of wkv5 and wkv7 has room for
 
 PRODUCTS = tuple(f"{w}, {c}" for w in WEIGHTS for c in COLUMNS[w])
 INSTANCES: dict[str, tuple[str, ...]] = {
@@ -37,11 +38,21 @@ INSTANCES: dict[str, tuple[str, ...]] = {
     "attention_decode": tuple(f"attention_decode<{kv}, {rows}>" for kv in KV_TYPES for rows in ROWS),
     "attention_window": tuple(f"attention_window<{kv}, {rows}>" for kv in KV_TYPES[:2] for rows in ROWS),
     "gate_up": tuple(f"gate_up<{product}>" for product in PRODUCTS),
+    "linear_group": tuple(f"linear_group<{product}>" for product in PRODUCTS),
+    "squared_relu": tuple(f"linear_squared_relu<{product}>" for product in PRODUCTS),
     "split_halves": ("split_halves",),
     "split_bf16": ("split_bf16",),
     "linear_prompt": tuple(f"linear_prompt<{w}>" for w in WEIGHTS),
     "rope": tuple(f"rope_append<{kv}>" for kv in KV_TYPES),
     "swiglu": ("swiglu",),
+    "layernorm": ("layernorm",),
+    "token_shift": ("norm_shift_mix",),
+    "activate": ("activate",),
+    "gated_add": ("gated_add",),
+    "wkv4": ("wkv4",),
+    "wkv5": tuple(f"wkv5<{head}>" for head in WKV_HEADS),
+    "wkv7": tuple(f"wkv7<{head}>" for head in WKV_HEADS),
+    "linear_sparse": tuple(f"linear_sparse<{w}>" for w in FLOATS),
     "sample": ("sample_scan", "sample_pick"),
 }
 

@@ -61,9 +61,14 @@ def add_rmsnorm(
     launch((n,), (RMSNORM_THREADS,), (x, delta, weight, y, i32(dim), f32(eps)), 0)
 
 
+def columns_of(kind: str, n: int) -> int:
+    """Columns of one pass over weights of a kind."""
+    return next((columns for columns in COLUMNS[kind] if columns >= n), COLUMNS[kind][-1])
+
+
 def shape_of(w: DeviceMatrix, n: int) -> tuple[int, tuple[int, int], tuple[int]]:
     """Columns of one pass over the weights; grid; block."""
-    columns = next((columns for columns in COLUMNS[w.kind] if columns >= n), COLUMNS[w.kind][-1])
+    columns = columns_of(w.kind, n)
     pairs, threads = (TILE_ROWS, TILE_WARPS * 32) if w.tiled else (WARPS_PER_BLOCK, WARPS_PER_BLOCK * 32)
     return columns, (-(-w.out_features // (2 * pairs)), -(-n // columns)), (threads,)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagpu.backends.cuda.device import Device, DeviceArray
+from llamagpu.backends.cuda.device import Device, DeviceArray, Memory
 from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
 from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix, RandomMatrix
@@ -105,7 +105,7 @@ def upload_matrix(device: Device, tensor: Tensor) -> DeviceMatrix:
     return upload(device, stored(tensor))
 
 
-def upload(device: Device, matrix: Stored) -> DeviceMatrix:
+def upload(device: Memory, matrix: Stored) -> DeviceMatrix:
     out_features, in_features = matrix.shape
     if isinstance(matrix, np.ndarray):
         kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[matrix.dtype.name]
@@ -131,7 +131,7 @@ def upload(device: Device, matrix: Stored) -> DeviceMatrix:
     )
 
 
-def upload_random(device: Device, matrix: RandomMatrix) -> DeviceMatrix:
+def upload_random(device: Memory, matrix: RandomMatrix) -> DeviceMatrix:
     """Made on the device: one block of random bytes, copied again and again."""
     out_features, in_features = matrix.shape
     if matrix.bits == 16:
