@@ -51,6 +51,7 @@ def chat(
     window: int | None = None,
     sinks: int | None = None,
     memory_update: str = "chunk",
+    recurrent: bool = False,
 ) -> None:
     """Talk with a model. /help lists what else can be said. Through a pipe, each line is a turn.
 
@@ -77,6 +78,7 @@ def chat(
         window: Keep the first few and the last so many tokens alone: the talk has no end, and the rest is forgotten.
         sinks: With --window, how many of the first tokens are kept. By default 4.
         memory_update: Of a model with a memory: renew it after each chunk, as it was trained, or after each token.
+        recurrent: Of a micro_rwkv run the recurrent part alone: fast, and an approximation that is not the model.
     """
     sampling = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
@@ -88,13 +90,13 @@ def chat(
         bars.setdefault(title, ProgressBar(title, "B" if total else "kernel", total)).advance(n)
 
     of_window = window_and_sinks(window, sinks)
-    llm = load(model, device, tokenizer, context, on_work, False, kv_bits, *of_window, memory_update)
+    llm = load(model, device, tokenizer, context, on_work, False, kv_bits, *of_window, memory_update, recurrent)
     if memory_file is not None:
         memory_file.check(llm)
     room = Room(llm, template, system, sampling, max_tokens, stop or [], tell_time, memory_file)
     for bar in bars.values():
         bar.close()
-    for note in llm.checkpoint.notes:
+    for note in llm.notes:
         say(printable(note))
     say(": ".join(filter(None, (f"running on {llm.device.description}", llm.device.why_not_gpu))))
     room.open()

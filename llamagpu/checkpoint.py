@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagpu.config import ModelConfig, RopeLayout
+from llamagpu.config import MICRO_RWKV, ModelConfig, RopeLayout
 from llamagpu.errors import ModelFormatError
+from llamagpu.micro_rwkv_shapes import micro_rwkv_shapes
 from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix, RandomMatrix
 from llamagpu.rwkv_shapes import rwkv_shapes
 
@@ -69,7 +70,7 @@ class Checkpoint:
     tok_embeddings.weight, norm.weight, output.weight (absent where the head is tied), and for each layer
     layers.{i}.{attention_norm, attention.wq, .wk, .wv, .wo, ffn_norm, feed_forward.w1, .w2, .w3}.weight, and where the
     config says so attention.{wq, wk, wv}.bias and attention.{q_norm, k_norm}.weight; matrices are
-    [out_features, in_features]. Of a memory_llama also those of ``memory_shapes``; of an RWKV those of ``rwkv_shapes``.
+    [out_features, in_features]. Of a memory_llama also those of ``memory_shapes``; RWKVs have their own.
 
     stop_tokens: ids that end a text, beside the tokenizer's own. chat_template: Jinja text. sampling: what the model's
     makers suggest, by the names of SamplingParams. notes: one line each, what a user should be told of this file.
@@ -145,6 +146,8 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a model of this config."""
     if config.recurrent:
         return rwkv_shapes(config)
+    if config.architecture == MICRO_RWKV:
+        return micro_rwkv_shapes(config)
     return llama_shapes(config) | (memory_shapes(config) if config.mem_len else {})
 
 

@@ -52,6 +52,7 @@ def run(
     faithful: bool = False,
     memory: str | None = None,
     memory_format: str = "llamagpu",
+    recurrent: bool = False,
 ) -> None:
     """Continue a text. stdout is the generated text and nothing else.
 
@@ -78,6 +79,7 @@ def run(
         faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
         memory: Go on from this file where it exists, and save in it at the end.
         memory_format: llamagpu, or llama2rnn for that program's files.
+        recurrent: Of a micro_rwkv run the recurrent part alone: fast, and an approximation that is not the model.
     """
     sampling = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
@@ -96,7 +98,7 @@ def run(
             bar.close()
 
     of_window = window_and_sinks(window, sinks)
-    llm = load(model, device, tokenizer, context, on_work, faithful, kv_bits, *of_window, memory_update)
+    llm = load(model, device, tokenizer, context, on_work, faithful, kv_bits, *of_window, memory_update, recurrent)
     progress, interrupt = ProgressBar("reading the prompt", "tok"), Interrupt()
     bars["prompt"] = progress
 
@@ -114,7 +116,7 @@ def run(
         at_start = not goes_on and not text
         generation = Answer(session, max_tokens, sampling, stop or [], on_prompt_tokens, at_start)
     progress.total = len(generation.prompt_tokens)
-    for note in llm.checkpoint.notes:
+    for note in llm.notes:
         say(printable(note))
     say(": ".join(filter(None, (f"running on {llm.device.description}", llm.device.why_not_gpu))))
     if faithful:

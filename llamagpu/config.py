@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +23,15 @@ LARGEST = {
     "max_seq_len": 1 << 24,
 }
 # The first four are models/llama.py: they differ in what the fields below say. The others are a file each.
-MEMORY_LLAMA = "memory_llama"
+MEMORY_LLAMA, MICRO_RWKV = "memory_llama", "micro_rwkv"
 RWKV = ("rwkv4", "rwkv5", "rwkv6", "rwkv7")
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", MEMORY_LLAMA, *RWKV)
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", MEMORY_LLAMA, *RWKV, MICRO_RWKV)
 # How many small matrices with a rank of their own an RWKV has: 6 for mixes, decay; 7 for decay, a, v, gate
 N_RANKS = {"rwkv6": 2, "rwkv7": 4}
+# Of a micro_rwkv and of an RWKV alone: no part of what ``to_dict`` gives of others, which fingerprints are made of.
+OF_EXPERTS = {"n_experts": 64, "n_active_experts": 64, "expert_hidden_dim": 1 << 22}
+OF_MICRO_RWKV = (*OF_EXPERTS, "linear_bias")
+OF_RWKV = ("ranks", "group_norm_eps")
 LONGEST_MEMORY = 1 << 16
 REMEDY = "the file is damaged or no model that llamagpu knows: download or export it again"
 
@@ -46,6 +51,9 @@ class ModelConfig:
     ranks: of the pairs of thin matrices of an RWKV, in the order of its file in ``models/``. The heads of an RWKV are
     n_heads = n_kv_heads (one for RWKV-4, which has none); norm_eps is that of its LayerNorms, group_norm_eps that of
     the norm of each head.
+
+    Of a micro_rwkv: n_experts that its gate weighs, of which the first n_active_experts are run, of width
+    expert_hidden_dim each; linear_bias: the matrices of its time mix and channel mix, and its last norm, have one.
     """
 
     architecture: str
@@ -70,6 +78,10 @@ class ModelConfig:
     mem_len: int = 0
     ranks: tuple[int, ...] = ()
     group_norm_eps: float = 64e-5
+    n_experts: int = 0
+    n_active_experts: int = 0
+    expert_hidden_dim: int = 0
+    linear_bias: bool = False
 
     @classmethod
     def checked(cls, path: str | Path, values: dict[str, Any]) -> ModelConfig:
@@ -94,6 +106,10 @@ class ModelConfig:
             value = values[name]
             if type(value) is not int or not 0 <= value <= LARGEST["max_seq_len"]:
                 raise refuse(name, f"is {str(value)[:40]}, must be a whole number from 0 to {LARGEST['max_seq_len']}")
+        for name, largest in OF_EXPERTS.items():
+            value = values[name]
+            if type(value) is not int or not 0 <= value <= largest:
+                raise refuse(name, f"is {str(value)[:40]}, must be a whole number from 0 to {largest}")
         for name in ("norm_eps", "rope_theta", "rope_attention_factor", "group_norm_eps"):
             value = values[name]
             if type(value) not in (int, float) or not 0 < value < 1e30:  # also false for NaN
@@ -104,7 +120,7 @@ class ModelConfig:
             raise refuse("architecture", f"is {str(values['architecture'])[:40]!r}; this version runs {known_names}")
         if values["rope_layout"] not in ("interleaved", "half_split"):
             raise refuse("rope_layout", f"is {str(values['rope_layout'])[:40]!r}, must be interleaved or half_split")
-        for name in ("tied_head", "qkv_bias", "qk_norm"):
+        for name in ("tied_head", "qkv_bias", "qk_norm", "linear_bias"):
             if type(values[name]) is not bool:
                 raise refuse(name, "must be true or false")
         factors = values["rope_factors"]
@@ -123,14 +139,10 @@ class ModelConfig:
         values["ranks"] = tuple(ranks)
         config = cls(**values)
         if config.recurrent:
-            if config.n_heads * config.head_dim != config.dim or config.n_kv_heads != config.n_heads:
-                raise refuse("head_dim", f"is {config.head_dim}, must be dim = {config.dim} over n_heads")
-            if config.tied_head or config.sliding_window or config.mem_len:
-                raise refuse("config", "has a tied head, a window or a memory, as no RWKV has")
-            return config
+            config.check_rwkv(refuse)
         if config.n_heads % config.n_kv_heads:
             raise refuse("n_kv_heads", f"is {config.n_kv_heads}, must divide n_heads = {config.n_heads}")
-        if config.head_dim % 2:
+        if config.head_dim % 2 and not config.recurrent:
             raise refuse("head_dim", f"is {config.head_dim}, must be even (RoPE turns pairs)")
         if (config.architecture == MEMORY_LLAMA) != (config.mem_len > 0):
             raise refuse("mem_len", f"is {config.mem_len}: a {MEMORY_LLAMA} has one, no other architecture does")
@@ -139,7 +151,35 @@ class ModelConfig:
         if config.mem_len and (config.q_dim != config.dim or config.sliding_window):
             problem = f"times n_heads is {config.q_dim}, must be dim = {config.dim}, without a sliding_window"
             raise refuse("head_dim", f"{problem}: rows of a memory go through layers of that width")
+        config.check_micro_rwkv(refuse)
         return config
+
+    def check_rwkv(self, refuse: Callable[[str, str], ModelFormatError]) -> None:
+        """What an RWKV asks of the fields: heads that fill dim, and nothing that only attention or a Llama has."""
+        if self.n_heads * self.head_dim != self.dim or self.n_kv_heads != self.n_heads:
+            raise refuse("head_dim", f"is {self.head_dim}, must be dim = {self.dim} over n_heads = n_kv_heads")
+        for name in ("tied_head", "qkv_bias", "qk_norm", "sliding_window", "mem_len"):
+            if getattr(self, name):
+                raise refuse(name, f"is {getattr(self, name)}: an RWKV has none")
+
+    def check_micro_rwkv(self, refuse: Callable[[str, str], ModelFormatError]) -> None:
+        """What a micro_rwkv asks of the fields, and that no other architecture has its own."""
+        if self.architecture != MICRO_RWKV:
+            for name in OF_MICRO_RWKV:
+                if getattr(self, name):
+                    raise refuse(name, f"is {getattr(self, name)}: only a {MICRO_RWKV} has it")
+            return
+        if self.q_dim != self.dim or self.n_kv_heads != self.n_heads or self.head_dim % 4:
+            problem = f"is {self.head_dim}, must be a multiple of 4 and dim = {self.dim} over n_heads = n_kv_heads"
+            raise refuse("head_dim", problem)
+        if not 1 <= self.n_active_experts <= self.n_experts or not self.expert_hidden_dim:
+            problem = f"is {self.n_active_experts}, of {self.n_experts} experts of width {self.expert_hidden_dim}"
+            raise refuse("n_active_experts", problem)
+        for name in ("sliding_window", "qkv_bias", "qk_norm"):
+            if getattr(self, name):
+                raise refuse(name, f"is {getattr(self, name)}: a {MICRO_RWKV} has none")
+        if not self.tied_head:
+            raise refuse("tied_head", f"is false: the head of a {MICRO_RWKV} is its embedding")
 
     @property
     def kv_dim(self) -> int:
@@ -158,8 +198,13 @@ class ModelConfig:
 
     @property
     def endless(self) -> bool:
-        """Whether its state has a fixed size, and max_seq_len is no limit."""
-        return self.mem_len > 0 or self.recurrent
+        """Whether max_seq_len is no limit: its state has one size, or it reads the last max_seq_len tokens alone."""
+        return self.mem_len > 0 or self.recurrent or self.architecture == MICRO_RWKV
+
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether it has keys and values of tokens, as attention over what went before does."""
+        return not self.recurrent and self.architecture != MICRO_RWKV
 
     def window_of(self, layer: int) -> int:
         """Positions that a token of this layer sees, itself included; 0 for all before it."""
@@ -170,4 +215,6 @@ class ModelConfig:
         return 2 * self.n_layers * self.kv_dim * element_size
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All fields, but for those that no model of this architecture has."""
+        left_out = (*(OF_MICRO_RWKV * (self.architecture != MICRO_RWKV)), *(OF_RWKV * (not self.recurrent)))
+        return {name: value for name, value in asdict(self).items() if name not in left_out}

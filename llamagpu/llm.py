@@ -17,7 +17,7 @@ from llamagpu.devices import OnWork, choose_device
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.generation import PROMPT_CHUNK, Generation
-from llamagpu.models import MEMORY_UPDATES, StateOptions, load_model
+from llamagpu.models import MEMORY_UPDATES, StateOptions, check_recurrent, load_model, notes_of
 from llamagpu.models.window import DEFAULT_SINKS, check_window
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.tokenizers import Tokenizer, find_beside, names_beside, open_spec, read_spec
@@ -83,6 +83,7 @@ def load(
     window: int = 0,
     sinks: int = DEFAULT_SINKS,
     memory_update: str = "chunk",
+    recurrent: bool = False,
 ) -> LLM:
     """Open a model and put it on a device.
 
@@ -93,17 +94,21 @@ def load(
     8 keeps keys and values as whole numbers with a scale per head and position, half the memory of 16. window: keep the
     first ``sinks`` and the last ``window`` tokens alone, so that a text has no end (docs/endless.md); 0: keep all.
     memory_update: whether a model with a memory renews it after each "chunk", as it was trained, or after each "token".
+    recurrent: run the recurrent part of a micro_rwkv alone (docs/recurrent.md).
     Raises ModelFormatError, DeviceError or UsageError.
     """
     checkpoint = open_checkpoint(model_path(model))
-    return LLM(checkpoint, device, tokenizer, context, on_work, faithful, kv_bits, window, sinks, memory_update)
+    return LLM(
+        checkpoint, device, tokenizer, context, on_work, faithful, kv_bits, window, sinks, memory_update, recurrent
+    )
 
 
 class LLM:
     """A model ready to run. ``config`` is its shape, ``device`` what it runs on, ``context`` its positions.
 
     ``longest`` is how many tokens one text may have: as many, but for a model without an end.
-    ``quirks`` are those that it reproduces: none, unless it is faithful and there are some.
+    ``quirks`` are those that it reproduces: none, unless it is faithful and there are some. ``notes``: one line each,
+    what a user should be told of the file and of how it is run.
     """
 
     def __init__(
@@ -118,6 +123,7 @@ class LLM:
         window: int = 0,
         sinks: int = DEFAULT_SINKS,
         memory_update: str = "chunk",
+        recurrent: bool = False,
     ) -> None:
         self.quirks = checkpoint.quirks if faithful else Quirks()
         if self.quirks.rope_layout is not None:
@@ -126,11 +132,15 @@ class LLM:
         self.checkpoint = checkpoint
         self.config: ModelConfig = checkpoint.config
         self.context = self.config.max_seq_len if context is None else context
+        check_recurrent(self.config, recurrent)
+        self.notes = (*checkpoint.notes, *notes_of(self.config, recurrent))
         if self.config.endless and context is not None:
             raise UsageError("this model has no end and a state of one size: leave out --context")
         check_whole("context", self.context, 1, self.config.max_seq_len)
         if kv_bits not in (8, 16):
             raise UsageError(f"kv_bits must be 8 or 16, not {kv_bits}")
+        if kv_bits != 16 and not self.config.keeps_keys:
+            raise UsageError(f"a {self.config.architecture} keeps no keys and values: leave out --kv_bits")
         self.kv_bits = kv_bits
         if window != 0:
             check_window(self.config, window, sinks, kv_bits)
@@ -151,7 +161,7 @@ class LLM:
 
             self.backend = RoundingCPUBackend(self.quirks.activation_bits, self.quirks.activation_group)
         self.model = load_model(
-            checkpoint, self.backend, lambda n: on_work("loading the weights", n, checkpoint.nbytes)
+            checkpoint, self.backend, lambda n: on_work("loading the weights", n, checkpoint.nbytes), recurrent
         )
 
     @cached_property

@@ -9,6 +9,7 @@ import numpy as np
 from llamagpu.checkpoint import Checkpoint, Tensor, memory_shapes
 from llamagpu.config import ModelConfig
 from llamagpu.errors import printable
+from llamagpu.models import notes_of
 from llamagpu.quantization import AffineQuant, Deferred
 from llamagpu.terminal import human_bytes
 
@@ -18,11 +19,10 @@ def rows_of(checkpoint: Checkpoint, about_tokenizer: str, positions: int) -> lis
     config = checkpoint.config
     if config.mem_len:
         positions = 2 * config.mem_len  # of any text
-    weights, kv_dtype_size = checkpoint.nbytes, 4 if is_float32(checkpoint) or config.mem_len else 2
-    on_cpu = cpu_weight_bytes(checkpoint) + positions * config.kv_bytes_per_token(4)
-    held = sum(held_bytes(tensor) for tensor in checkpoint.tensors.values())
-    on_gpu = held + positions * config.kv_bytes_per_token(kv_dtype_size)
-    kv_bytes = positions * config.kv_bytes_per_token()
+    weights, held = checkpoint.nbytes, sum(held_bytes(tensor) for tensor in checkpoint.tensors.values())
+    kv_bytes = positions * config.kv_bytes_per_token() if config.keeps_keys else 0
+    on_cpu = cpu_weight_bytes(checkpoint) + kv_bytes
+    on_gpu = held + kv_bytes // (1 if config.mem_len or not kv_bytes or is_float32(checkpoint) else 2)
     rows = [
         ("file", f"{printable(str(checkpoint.path))} ({human_bytes(bytes_of(checkpoint.path))})"),
         ("format", checkpoint.format),
@@ -36,7 +36,8 @@ def rows_of(checkpoint: Checkpoint, about_tokenizer: str, positions: int) -> lis
         ("vocabulary", f"{config.vocab_size} ({'tied head' if config.tied_head else 'separate head'})"),
         ("positions", f"{config.max_seq_len}{window(config)}"),
         ("memory rows", memory(config)),
-        ("RoPE", rope(config)),
+        ("experts", experts(config)),
+        ("RoPE", rope(config) if config.keeps_keys else ""),
         ("norm eps", f"{config.norm_eps:g}"),
         ("tokenizer", about_tokenizer),
         ("ends at", f"tokens {', '.join(map(str, checkpoint.stop_tokens))}" if checkpoint.stop_tokens else ""),
@@ -44,14 +45,14 @@ def rows_of(checkpoint: Checkpoint, about_tokenizer: str, positions: int) -> lis
         ("suggested", ", ".join(f"--{name} {value:g}" for name, value in checkpoint.sampling.items())),
         (
             "KV cache",
-            f"{human_bytes(kv_bytes)} at {positions} positions ({kv_type(config)})",
+            f"{human_bytes(kv_bytes)} at {positions} positions ({kv_type(config)})" if kv_bytes else "",
         ),
-        ("a token reads", f"{human_bytes(bytes_per_token(checkpoint))} of weights, and the KV cache so far"),
+        ("a token reads", f"{human_bytes(bytes_per_token(checkpoint))} of weights, and {what_else(config)}"),
         (
             "memory",
             f"about {human_bytes(on_cpu)} on the CPU, {human_bytes(on_gpu)} on a GPU, at {positions} positions",
         ),
-        *(("note", printable(note)) for note in checkpoint.notes),
+        *(("note", printable(note)) for note in (*checkpoint.notes, *notes_of(config, recurrent=False))),
     ]
     return [(name, value) for name, value in rows if value]
 
@@ -83,6 +84,15 @@ def memory(config: ModelConfig) -> str:
     if not config.mem_len:
         return ""
     return f"{config.mem_len} per layer, renewed every {config.mem_len} tokens: texts have no end, the state one size"
+
+
+def experts(config: ModelConfig) -> str:
+    return f"{config.n_experts}, of which the first {config.n_active_experts} are run" if config.n_experts else ""
+
+
+def what_else(config: ModelConfig) -> str:
+    """What a token reads beside the weights."""
+    return "the KV cache so far" if config.keeps_keys else f"the last {config.max_seq_len} tokens anew"
 
 
 def rope(config: ModelConfig) -> str:

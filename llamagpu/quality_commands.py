@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llamagpu.bench_command import check_output, write
-from llamagpu.errors import UsageError
+from llamagpu.errors import UsageError, printable
 from llamagpu.llm import LLM, load
 from llamagpu.models.window import window_and_sinks
 from llamagpu.perplexity import Window, score, stream, windows
@@ -32,6 +32,7 @@ def perplexity(
     sinks: int | None = None,
     tokens: int | None = None,
     kv_bits: int = 16,
+    recurrent: bool = False,
     device: str = "auto",
     tokenizer: str | None = None,
     json: str | None = None,
@@ -49,6 +50,7 @@ def perplexity(
         sinks: With --window, how many of the first tokens are kept. By default 4.
         tokens: With --window, only the first so many tokens. By default all.
         kv_bits: 8 keeps keys and values as whole numbers with a scale per head.
+        recurrent: Of a micro_rwkv run the recurrent part alone: an approximation that is not the model.
         device: auto, cuda, cuda:N or cpu.
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         json: Write every figure to this file, too.
@@ -62,11 +64,12 @@ def perplexity(
         if kept[0] and given:
             raise UsageError(f"--{name} does not go with --window, which reads the text as one stream")
     content = read_text(text)
-    llm = load(model, device, tokenizer, kv_bits=kv_bits, window=kept[0], sinks=kept[1])
+    llm = load(model, device, tokenizer, kv_bits=kv_bits, window=kept[0], sinks=kept[1], recurrent=recurrent)
     if kept[0]:
         parts = [stream(llm.tokenizer, content, tokens)]
     else:
         parts = cut(llm, content, llm.longest, context, stride, documents, limit)
+    say_notes(llm)
     say(f"running on {llm.device.description}")
     bar = bar_of(parts)
     scored = score(llm, parts, bar.advance)
@@ -89,6 +92,7 @@ def compare(
     documents: bool = False,
     limit: int = 0,
     kv_bits: int = 16,
+    recurrent: bool = False,
     device: str = "auto",
     tokenizer: str | None = None,
     json: str | None = None,
@@ -104,14 +108,16 @@ def compare(
         documents: The text is documents, one a line (a doubled newline is within one), each cut at the context.
         limit: Only the first so many windows or documents. 0: all.
         kv_bits: Of MODEL_B: 8 keeps keys and values as whole numbers with a scale per head.
+        recurrent: Of MODEL_B, a micro_rwkv, run the recurrent part alone: what the approximation costs.
         device: auto, cuda, cuda:N or cpu.
         tokenizer: The tokenizer file, where MODEL_A does not hold it and it is not beside it.
         json: Write every figure to this file, too.
     """
     check_output("json", json)
     content = read_text(text)
-    a, b = load(model_a, device, tokenizer), load(model_b, device, kv_bits=kv_bits)
+    a, b = load(model_a, device, tokenizer), load(model_b, device, kv_bits=kv_bits, recurrent=recurrent)
     parts = cut(a, content, min(a.longest, b.longest), context, stride, documents, limit)
+    say_notes(a, b)
     say(f"running on {a.device.description}")
     bar = bar_of(parts)
     found = compare_models(a, b, parts, bar.advance)
@@ -151,6 +157,11 @@ def cut(
     if documents and stride is not None:
         raise UsageError("--stride is for windows of one text, not for documents")
     return windows(llm.tokenizer, text, size, max(1, size // 2) if stride is None else stride, documents, limit)
+
+
+def say_notes(*models: LLM) -> None:
+    for note in dict.fromkeys(note for llm in models for note in llm.notes):
+        say(printable(note))
 
 
 def bar_of(parts: Sequence[Window]) -> ProgressBar:

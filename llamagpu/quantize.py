@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from llamagpu.calibrate import CalibratedLayers, Sequences
 from llamagpu.checkpoint import Checkpoint, Tensor, llama_shapes
+from llamagpu.config import MICRO_RWKV
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.model_info import type_name
 from llamagpu.quantization import AffineQuant, Deferred, RandomMatrix, round_to_nearest
@@ -41,7 +42,9 @@ class Recipe:
 
 
 def check_floats(checkpoint: Checkpoint) -> None:
-    """Raises UsageError for a model of which any weight is quantised already."""
+    """Raises UsageError for a model of which any weight is quantised already, or that is run in floats alone."""
+    if checkpoint.config.architecture == MICRO_RWKV:
+        raise UsageError(f"a {MICRO_RWKV} is not quantised: --quantize none keeps its weights as they are")
     for name, tensor in checkpoint.tensors.items():
         kind = type_name(tensor)
         if kind not in FLOAT_TYPES or isinstance(tensor, RandomMatrix):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.backends.recurrent import RecurrentOps
+from llamagpu.backends.rows import RowOperations
 from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
 from llamagpu.sampling import SamplingParams
@@ -172,4 +173,14 @@ class Backend(RecurrentOps, Protocol):
         ahead of those taken, where the state allows it (see ``DecodeState``); leaving early drops them. Raises
         LlamaGPUError for logits that are not numbers.
         """
+        ...
+
+    def decode_each(
+        self, forward: Callable[[Sequence[int], Any], Array], state: Any, sampler: Any, logits: Array, n_tokens: int
+    ) -> Iterator[int]:
+        """The same for any state: each token is taken before it is run, and nothing is computed ahead."""
+        ...
+
+    def rows(self) -> RowOperations:
+        """The operations of models that are written over whole rows."""
         ...

@@ -8,7 +8,18 @@ from typing import Protocol
 
 from llamagpu.checkpoint import Checkpoint
 from llamagpu.errors import ModelFormatError
-from llamagpu.formats import gguf, huggingface, llama2c, llama2rnn, llama2rs, meta, native, rwkv_ggmf, simple_llama
+from llamagpu.formats import (
+    gguf,
+    huggingface,
+    llama2c,
+    llama2rnn,
+    llama2rs,
+    meta,
+    native,
+    rwkv_ggmf,
+    simple_llama,
+    torch_models,
+)  # fmt: skip
 from llamagpu.formats.mapped_file import check_readable
 
 
@@ -37,9 +48,10 @@ class FolderReader(Protocol):
 
 
 # most certain signature first; llama2rnn tells its files from llama2c's by their length
-READERS: tuple[Reader, ...] = (gguf, rwkv_ggmf, native, simple_llama, meta, llama2rs, llama2rnn, llama2c)
+READERS: tuple[Reader, ...] = (gguf, rwkv_ggmf, native, simple_llama, torch_models, llama2rs, llama2rnn, llama2c)
 FOLDER_READERS: tuple[FolderReader, ...] = (meta, huggingface)
 SNIFF_BYTES = 64
+LFS_POINTER = b"version https://git-lfs."  # a few lines of text that stand for a file in a repository
 
 
 def reader_of(path: Path) -> Reader | FolderReader | None:
@@ -71,6 +83,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise ModelFormatError(path, "path", "is a folder without a model in it", "give a model file or its folder")
     if path.name in ("config.json", "params.json", "model.safetensors.index.json"):
         raise ModelFormatError(path, "header", "describes a model and is none", "give the folder that it is in")
+    with open(path, "rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ModelFormatError(path, "header", "is a pointer of Git LFS, not the file itself", "run git lfs pull")
     raise ModelFormatError(
         path, "header", "is of no model format that llamagpu reads", "docs/formats.md lists those that it does"
     )

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from llamagpu.checkpoint import Tensor
 from llamagpu.errors import ModelFormatError
+from llamagpu.formats.ggml_tensor import ggml_tensor
 from llamagpu.formats.gguf_header import Header, TensorInfo
 from llamagpu.formats.mapped_file import MappedFile
-from llamagpu.quantization import AffineQuant, Deferred, ggml
-from llamagpu.quantization.affine import affine_nbytes
+from llamagpu.quantization import ggml
 
 MAX_PARTS = 1000
 PART_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
@@ -83,30 +83,13 @@ def add_tensors(file: MappedFile, header: Header, tensors: dict[str, Tensor]) ->
 
 def tensor(file: MappedFile, info: TensorInfo, start: int) -> tuple[Tensor, int]:
     """A tensor and its bytes in the file."""
-    name, shape = info.name, info.shape
-    if info.kind in ggml.FLOATS:
-        array = file.array(start, ggml.FLOATS[info.kind], shape, name)
-        return array, array.nbytes
-    if info.kind not in ggml.BLOCKS:
+    if info.kind not in ggml.FLOATS and info.kind not in ggml.BLOCKS:
         known = ", ".join(kind for code, kind in ggml.NAMES.items() if code in ggml.FLOATS or code in ggml.BLOCKS)
         kind = ggml.NAMES.get(info.kind, f"number {info.kind}")
         problem = f"has type {kind}, which this version does not read ({known})"
-        raise ModelFormatError(file.path, name, problem, "get the model in one of these, such as its Q4_K_M file")
-    block = ggml.BLOCKS[info.kind]
-    if len(shape) != 2 or shape[1] % block.n_weights:
-        problem = f"has shape {list(shape)}: {block.kind} is of rows of whole blocks of {block.n_weights}"
-        raise ModelFormatError(file.path, name, problem, "convert the model again")
-    rows, columns = shape
-    data = file.array(start, "u1", (rows, columns // block.n_weights, block.n_bytes), name)
-
-    def make() -> AffineQuant:
-        try:
-            return ggml.repack(data, block)
-        except ValueError as error:
-            raise ModelFormatError(file.path, name, str(error), "the file is damaged: download it again") from None
-
-    held = affine_nbytes((rows, columns), block.bits, block.group_size, 2 if block.exact_in_half else 4)
-    return Deferred((rows, columns), data.nbytes, block.kind, make, held), data.nbytes
+        raise ModelFormatError(file.path, info.name, problem, "get the model in one of these, such as its Q4_K_M file")
+    found = ggml_tensor(file, start, info.kind, info.shape, info.name)
+    return found, found.nbytes
 
 
 __all__ = ["open_tensors"]

@@ -21,7 +21,7 @@ from llamagpu.config import MEMORY_LLAMA, ModelConfig
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats import llama2rnn_training
 from llamagpu.formats.mapped_file import check_readable
-from llamagpu.formats.torch_zip import LEGACY_MAGIC, ZIP_MAGIC, TensorRef, TorchFile
+from llamagpu.formats.torch_zip import TensorRef, TorchFile
 from llamagpu.quantization import Deferred
 from llamagpu.rope_scaling import llama3_factors
 
@@ -46,21 +46,34 @@ FETCH = "fetch the model's folder again"
 META = "Meta checkpoint"
 
 
-def sniff(head: bytes, size: int) -> bool:
-    """Whether the first bytes are those of a zip, or of torch's old format, which is refused by name."""
-    return head.startswith((ZIP_MAGIC, LEGACY_MAGIC))
-
-
 def sniff_folder(names: set[str]) -> bool:
     """Whether it holds shards, or is an unzipped one itself; a Hugging Face folder that holds some too is not ours."""
     return "data.pkl" in names or ("config.json" not in names and any(map(SHARD.fullmatch, names)))
 
 
+def is_shard(path: Path) -> bool:
+    """Whether a file is one of those of a folder, by its name."""
+    return SHARD.fullmatch(path.name) is not None
+
+
+def knows(root: Any) -> bool:
+    """Any object that was saved: ``read`` refuses what is no Llama."""
+    return True
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Map a folder, one of its files, or a training checkpoint. Raises ModelFormatError."""
-    paths, mem_len = shard_paths(path), 0
-    shards = [TorchFile(shard) for shard in paths]
-    root = shards[0].root
+    """Map a folder, or the one that a shard is in. Raises ModelFormatError."""
+    return read_shards(path, [TorchFile(shard) for shard in shard_paths(path)])
+
+
+def read(file: TorchFile) -> Checkpoint:
+    """A training checkpoint, or shards that are one file of any name. Raises ModelFormatError."""
+    return read_shards(file.path, [file])
+
+
+def read_shards(path: Path, shards: Sequence[TorchFile]) -> Checkpoint:
+    """The model that ``path``, a folder or one of its files, is or is a part of. Raises ModelFormatError."""
+    paths, mem_len, root = [shard.path for shard in shards], 0, shards[0].root
     is_training = isinstance(root, dict) and isinstance(root.get("model_args"), dict) and "model" in root
     if is_training and len(shards) == 1:
         states, params = [state_dict(shards[0], root["model"])], root["model_args"]
@@ -105,7 +118,7 @@ def shard_paths(path: Path) -> list[Path]:
     """All shards of the model that ``path`` is, or is one shard of."""
     if os.path.isdir(path) and not os.path.exists(path / "data.pkl"):
         folder = path
-    elif SHARD.fullmatch(path.name):
+    elif is_shard(path):
         folder = path.parent
     else:
         return [path]

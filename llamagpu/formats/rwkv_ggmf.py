@@ -1,29 +1,32 @@
-"""Files of rwkv.cpp ("ggmf"): RWKV-4 to 7 with weights of float32 and float16. Layout: docs/formats.md.
+"""Files of rwkv.cpp ("ggmf"): RWKV-4 to 7 in float32, float16 and ggml's blocks. Layout: docs/formats.md.
 
 A header of six numbers, then tensors one after the other, each with its name: a file says where it ends only by ending.
 """
 
 from __future__ import annotations
 
-import math
 import struct
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec
 from llamagpu.errors import ModelFormatError, printable
+from llamagpu.formats.ggml_tensor import ggml_tensor
 from llamagpu.formats.mapped_file import CUT_SHORT, MappedFile
-from llamagpu.formats.rwkv_names import rwkv_checkpoint
+from llamagpu.formats.rwkv_names import BYTES, RwkvFile, rwkv_checkpoint
+from llamagpu.quantization import ggml
 
 MAGIC = 0x67676D66
 HEADER = struct.Struct("<6I")  # magic, version, n_vocab, n_embed, n_layer, type of most tensors
-VERSIONS = (100, 101)
-TYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
-LONGEST_NAME, MOST_AXES, MOST_TENSORS = 128, 4, 1 << 17
-CONVERT = "convert the model again with rwkv.cpp's convert_pytorch_to_ggml.py, as FP16 or FP32"
+FIRST, SECOND = 100, 101  # versions: since the second, blocks are as ggml has them today
+# rwkv.cpp counts types in an order of its own
+TYPES = ("F32", "F16", "Q4_0", "Q4_1", "Q4_1_O", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K",
+         "Q5_K", "Q6_K", "Q8_K")  # fmt: skip
+CODES = {name: code for code, name in ggml.NAMES.items()}
+LONGEST_NAME, MOST_AXES, MOST_TENSORS = 128, 3, 1 << 17
+CONVERT = "convert the model again with rwkv.cpp's convert_pytorch_to_ggml.py"
 
 
 def sniff(head: bytes, size: int) -> bool:
@@ -37,11 +40,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if file.size < HEADER.size:
         raise ModelFormatError(path, "length", f"is {file.size} bytes, less than a header", CUT_SHORT)
     _, version, n_vocab, dim, n_layers, _ = HEADER.unpack(bytes(file.bytes[: HEADER.size]))
-    if version not in VERSIONS:
-        raise ModelFormatError(path, "version", f"is {version}, must be 100 or 101", CONVERT)
-    tensors = read_tensors(file)
-    tokenizer = TokenizerSpec("bytes", b"") if n_vocab == 256 else None
-    checkpoint = rwkv_checkpoint(path, "rwkv.cpp ggmf", tensors, tokenizer, processed=True)
+    if version not in (FIRST, SECOND):
+        raise ModelFormatError(path, "version", f"is {version}, must be {FIRST} or {SECOND}", CONVERT)
+    tensors = read_tensors(file, version)
+    tokenizer = TokenizerSpec("bytes", b"") if n_vocab == BYTES else None
+    checkpoint = rwkv_checkpoint(RwkvFile(path, tensors, processed=True), "rwkv.cpp ggmf", tokenizer)
     config = checkpoint.config
     if config.architecture == "rwkv5":  # the official package takes 64e-5, rwkv.cpp this
         config = replace(config, group_norm_eps=1e-5)
@@ -53,7 +56,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return replace(checkpoint, config=config)
 
 
-def read_tensors(file: MappedFile) -> dict[str, Tensor]:
+def read_tensors(file: MappedFile, version: int) -> dict[str, Tensor]:
     """All tensors by name, their axes in the order of NumPy."""
     tensors: dict[str, Tensor] = {}
     offset = HEADER.size
@@ -70,11 +73,22 @@ def read_tensors(file: MappedFile) -> dict[str, Tensor]:
         offset += 4 * n_axes
         name = file.array(offset, np.uint8, (name_length,), where).tobytes().decode("utf-8", "replace")
         offset += name_length
-        if kind not in TYPES:
-            raise ModelFormatError(file.path, printable(name), f"is of type {kind}, neither FP32 nor FP16", CONVERT)
+        shown = printable(name)
         if name in tensors or 0 in axes:
-            raise ModelFormatError(file.path, printable(name), "is there twice, or empty", CONVERT)
-        shape = tuple(reversed(axes))  # the first axis of ggml is the fastest
-        tensors[name] = file.array(offset, TYPES[kind], shape, printable(name))
-        offset += math.prod(shape) * TYPES[kind].itemsize
+            raise ModelFormatError(file.path, shown, "is there twice, or empty", CONVERT)
+        code = type_code(file, version, shown, kind)
+        tensors[name] = ggml_tensor(file, offset, code, tuple(reversed(axes)), shown)  # ggml's first axis is a row's
+        offset += tensors[name].nbytes
     return tensors
+
+
+def type_code(file: MappedFile, version: int, name: str, kind: int) -> int:
+    """ggml's number of a type."""
+    known = TYPES[kind] if kind < len(TYPES) else f"number {kind}"
+    code = CODES.get(known, -1)
+    if code not in ggml.FLOATS and code not in ggml.BLOCKS:
+        raise ModelFormatError(file.path, name, f"is of type {known}, which this version does not read", CONVERT)
+    if code in ggml.BLOCKS and version == FIRST:
+        problem = f"is of type {known} in a file of version {FIRST}, whose blocks were others"
+        raise ModelFormatError(file.path, name, problem, f"{CONVERT}, and quantise it anew")
+    return code

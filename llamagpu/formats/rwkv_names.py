@@ -1,4 +1,4 @@
-"""An RWKV from the tensors of RWKV's own files (.pth), or of rwkv.cpp's, which have the same names.
+"""An RWKV from the tensors of RWKV's own files (.pth); every other kind of file is given their names first.
 
 The version is told by the names, the shape by the tensors: no file says either. What is small is put into our form
 here; matrices stay where they are, or are transposed when they are asked for.
@@ -8,25 +8,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec, check_tensors
+from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec
 from llamagpu.config import LARGEST, ModelConfig
 from llamagpu.errors import ModelFormatError, printable
-from llamagpu.quantization import Deferred
+from llamagpu.quantization import AffineQuant, Deferred
 from llamagpu.rwkv_shapes import MIXES, rwkv_shapes
 
 WHOLE = "give a whole RWKV-4, 5.2, 6 or 7"
 CONTEXT = 4096  # what they are trained with; their texts have no end all the same
-LAYER = re.compile(r"blocks\.(0|[1-9]\d{0,3})\.(.+)")
-OUTER = {"emb.weight": "tok_embeddings.weight", "head.weight": "output.weight"}
-NORMS = {"ln_out": "norm", "ln0": "embedding_norm", "ln1": "attention_norm", "ln2": "ffn_norm"}
+END_OF_TEXT = 0  # of all vocabularies but bytes
+BYTES = 256  # tokens of a model without a vocabulary
+LAYER = re.compile(r"blocks\.(0|[1-9][0-9]{0,3})\.(att|ffn|ln0|ln1|ln2)\.(.+)")
+OUTER = {
+    "emb.weight": "tok_embeddings.weight", "head.weight": "output.weight", "ln_out.weight": "norm.weight",
+    "ln_out.bias": "norm.bias",
+}  # fmt: skip
+NORMS = {"ln0": "embedding_norm", "ln1": "attention_norm", "ln2": "ffn_norm"}
 MAA = "wkvrg"  # the order of RWKV-6's time_maa_w1 and w2
+MATRIX = re.compile(r"(receptance|key|value|gate|output)\.weight")
+# Vectors of a time mix that bear our names already, and others; of RWKV-4 and 5 what stands for x is 1 - x.
+SAME = {"w0", "a0", "v0", "k_k", "k_a", "r_k", "ln_x.weight", "ln_x.bias"} | {f"x_{x}" for x in MIXES["rwkv7"]}
+RENAMED = {"time_first": "bonus", "time_faaaa": "bonus"} | {f"time_maa_{x}": f"x_{x}" for x in f"x{MAA}"}
+TIME_MIX = {f"time_mix_{x}": f"x_{x}" for x in MIXES["rwkv5"]}
+THIN = {f"{x}{n}": f"{x}{n}" for x in "wavg" for n in "12"} | {"time_decay_w1": "w1", "time_decay_w2": "w2"}
+FFN = {"key.weight", "value.weight", "receptance.weight", "x_k"}
 
 
 def version_of(names: Mapping[str, Any]) -> str | None:
@@ -35,7 +47,7 @@ def version_of(names: Mapping[str, Any]) -> str | None:
         return "rwkv7"
     if "blocks.0.att.time_maa_x" in names:
         return "rwkv6"
-    if "blocks.0.att.gate.weight" in names:
+    if "blocks.0.att.gate.weight" in names and "blocks.0.att.time_faaaa" in names:
         return "rwkv5"
     if "blocks.0.att.time_first" in names and "blocks.0.att.ln_x.weight" not in names:
         return "rwkv4"
@@ -44,15 +56,16 @@ def version_of(names: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class RwkvFile:
-    """tensors: by their names in the file. processed: as rwkv.cpp has them, the thin matrices transposed and the decays
-    of RWKV-4 and 5 worked out."""
+    """tensors: by their names in RWKV's own files. processed: as rwkv.cpp has them, the thin matrices transposed and
+    the decays of RWKV-4 and 5 worked out. names: what the file calls them, where that differs."""
 
     path: Path
     tensors: Mapping[str, Tensor]
     processed: bool
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def refuse(self, name: str, problem: str, remedy: str = WHOLE) -> ModelFormatError:
-        return ModelFormatError(self.path, printable(name[:80]), problem, remedy)
+        return ModelFormatError(self.path, printable(self.names.get(name, name)[:80]), problem, remedy)
 
     def take(self, name: str) -> Tensor:
         if name not in self.tensors:
@@ -60,11 +73,11 @@ class RwkvFile:
         return self.tensors[name]
 
     def floats(self, name: str) -> NDArray[np.float32]:
-        """A small tensor, as float32."""
+        """A small tensor, as float32 [elements]."""
         tensor = self.take(name)
-        if not isinstance(tensor, np.ndarray) or tensor.size > 8 * LARGEST["dim"]:
+        if int(np.prod(tensor.shape, dtype=np.uint64)) > 8 * LARGEST["dim"]:
             raise self.refuse(name, f"is of shape {list(tensor.shape)}, too large for a vector")
-        return tensor.astype(np.float32)
+        return as_floats(tensor).astype(np.float32).reshape(-1)
 
     def shape(self, name: str, n_axes: int) -> tuple[int, ...]:
         """Of a tensor with so many axes beside those of length 1 in front."""
@@ -75,45 +88,56 @@ class RwkvFile:
             raise self.refuse(name, f"is of shape {list(self.take(name).shape)}, not of {n_axes} axes")
         return shape
 
+    def thin(self, name: str, part: slice = slice(None)) -> Tensor:
+        """A thin matrix [out_features, in_features], or some of its rows; in floats, whatever the file has."""
+        tensor, (rows, columns) = self.take(name), self.shape(name, 2)
+        if self.processed and isinstance(tensor, np.ndarray):
+            return tensor.reshape(rows, columns)[part]
+        n_rows, width = (rows, columns) if self.processed else (columns, rows)
+        shape = (len(range(*part.indices(n_rows))), width)
+        dtype = tensor.dtype if isinstance(tensor, np.ndarray) else np.dtype(np.float32)
 
-def rwkv_checkpoint(
-    path: Path, format_name: str, tensors: Mapping[str, Tensor], tokenizer: TokenizerSpec | None, processed: bool
-) -> Checkpoint:
-    """The checkpoint of such tensors: see ``RwkvFile``. Raises ModelFormatError."""
-    file = RwkvFile(path, tensors, processed)
-    version = version_of(tensors)
+        def make() -> NDArray[Any]:
+            whole = as_floats(tensor).reshape(rows, columns)
+            return np.ascontiguousarray((whole if self.processed else whole.T)[part])
+
+        n_bytes = tensor.nbytes * shape[0] // n_rows
+        return Deferred(shape, n_bytes, dtype.name, make, shape[0] * width * dtype.itemsize)
+
+
+def as_floats(tensor: Tensor) -> NDArray[Any]:
+    """What is quantised as the floats that it stands for."""
+    made = tensor.materialize() if isinstance(tensor, Deferred) else tensor
+    return made.dequantize() if isinstance(made, AffineQuant) else np.asarray(made)
+
+
+def rwkv_checkpoint(file: RwkvFile, format_name: str, tokenizer: TokenizerSpec | None = None) -> Checkpoint:
+    """The checkpoint that these tensors are. Raises ModelFormatError."""
+    version = version_of(file.tensors)
     if version is None:
-        old = "blocks.0.att.ln_x.weight" in tensors
+        old = "blocks.0.att.ln_x.weight" in file.tensors
         problem = "is missing: this is an RWKV-5.0 or 5.1" if old else "is missing: this is no RWKV that is known"
-        raise file.refuse("blocks.0.att.gate.weight" if old else "blocks.0.att.time_first", problem)
+        raise file.refuse("blocks.0.att.time_faaaa" if old else "blocks.0.att.time_first", problem)
     config = read_config(file, version)
+    shapes = rwkv_shapes(config)
     made: dict[str, Tensor] = {}
-    for name in tensors:
-        match = LAYER.fullmatch(name)
-        if match is None:
-            base, _, kind = name.rpartition(".")
-            own = OUTER.get(name) or (f"{NORMS[base]}.{kind}" if base == "ln_out" else None)
-            if own is None:
-                raise file.refuse(name, "is a tensor that no RWKV has")
-            made[own] = in_shape(file, name)
-            continue
-        layer, rest = match.groups()
-        if int(layer) >= config.n_layers:
-            raise file.refuse(name, f"is of a layer past the {config.n_layers} that are whole")
-        if rest.startswith("att."):
-            parts = att_tensors(file, version, name, rest.removeprefix("att."), layer == "0")
-            made |= {f"layers.{layer}.att.{own}": tensor for own, tensor in parts.items()}
-        elif rest.startswith("ffn."):
-            made[f"layers.{layer}.ffn.{ffn_name(rest.removeprefix('ffn.'))}"] = of_ffn(file, name)
-        else:
-            base, _, kind = rest.rpartition(".")
-            if base not in NORMS or (base == "ln0" and layer != "0"):
-                raise file.refuse(name, "is a tensor that no RWKV has")
-            own = f"{NORMS[base]}.{kind}"
-            made[own if base == "ln0" else f"layers.{layer}.{own}"] = file.floats(name).reshape(-1)
-    check_tensors(path, config, made)
-    ordered = {name: made[name] for name in rwkv_shapes(config)}
-    return Checkpoint(path, format_name, config, ordered, tokenizer)
+    origins: dict[str, str] = {}
+    for name in file.tensors:
+        for own, tensor in tensors_of(file, version, name).items():
+            if own not in shapes:
+                raise file.refuse(name, f"is a tensor that no {version} of {config.n_layers} layers has")
+            if own in made:
+                raise file.refuse(name, f"is {file.names.get(origins[own], origins[own])} under another name")
+            if tuple(tensor.shape) != shapes[own]:
+                problem = f"of shape {list(file.take(name).shape)} makes {list(tensor.shape)}, not {list(shapes[own])}"
+                raise file.refuse(name, problem)
+            made[own], origins[own] = tensor, name
+    for own in shapes:
+        if own not in made:
+            raise ModelFormatError(file.path, own, "is missing, under any name that RWKVs have for it", WHOLE)
+    ordered = {own: made[own] for own in shapes}
+    stop_tokens = () if config.vocab_size == BYTES else (END_OF_TEXT,)
+    return Checkpoint(file.path, format_name, config, ordered, tokenizer, stop_tokens)
 
 
 def read_config(file: RwkvFile, version: str) -> ModelConfig:
@@ -128,16 +152,13 @@ def read_config(file: RwkvFile, version: str) -> ModelConfig:
         return file.shape(name, 2)[0 if file.processed else 1]
 
     if version in ("rwkv5", "rwkv6"):
-        n_heads = squeezed(tuple(file.take("blocks.0.att.time_faaaa").shape))[0]
+        n_heads = heads_of(file, "blocks.0.att.time_faaaa")
     if version == "rwkv6":
         ranks = [rank("blocks.0.att.time_maa_w1") // len(MAA), rank("blocks.0.att.time_decay_w1")]
     if version == "rwkv7":
         n_heads = file.shape("blocks.0.att.r_k", 2)[0]
-        second = "blocks.1.att.v1"  # the first layer has none that is used
-        ranks = [
-            rank(name) if name in file.tensors else 1
-            for name in ("blocks.0.att.w1", "blocks.0.att.a1", second, "blocks.0.att.g1")
-        ]
+        firsts = [f"blocks.{0 if x != 'v' else 1}.att.{x}1" for x in "wavg"]  # the first layer has no v that is used
+        ranks = [rank(name) if name in file.tensors else 1 for name in firsts]
     values = {
         "architecture": version, "dim": dim, "hidden_dim": hidden_dim, "n_layers": n_layers, "n_heads": n_heads,
         "n_kv_heads": n_heads, "head_dim": dim // max(n_heads, 1), "vocab_size": vocab_size, "max_seq_len": CONTEXT,
@@ -146,65 +167,104 @@ def read_config(file: RwkvFile, version: str) -> ModelConfig:
     return ModelConfig.checked(file.path, values)
 
 
-def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(n for n in shape if n != 1) or (1,)
+def heads_of(file: RwkvFile, name: str) -> int:
+    """How many heads a tensor [heads, head_dim] has; rwkv.cpp adds an axis of 1 behind, and drops that of one head."""
+    shape = tuple(file.take(name).shape)
+    if file.processed and shape[-1:] == (1,):
+        shape = shape[:-1]
+    return shape[0] if len(shape) == 2 else 1
 
 
-def in_shape(file: RwkvFile, name: str) -> Tensor:
-    """A matrix as it is; a vector as float32 [dim]."""
-    tensor = file.take(name)
-    return tensor if len(squeezed(tuple(tensor.shape))) == 2 else file.floats(name).reshape(-1)
+def tensors_of(file: RwkvFile, version: str, name: str) -> dict[str, Tensor]:
+    """What a tensor of the file is under our names: usually one, none where no version uses it."""
+    match = LAYER.fullmatch(name)
+    if match is None:
+        if name not in OUTER:
+            raise file.refuse(name, "is a tensor that no RWKV has")
+        return {OUTER[name]: matrix(file, name) if name in ("emb.weight", "head.weight") else file.floats(name)}
+    layer, place, leaf = match.groups()
+    if place == "att":
+        parts = att_tensors(file, version, name, leaf, layer == "0")
+    elif place == "ffn":
+        parts = ffn_tensors(file, version, name, leaf)
+    elif leaf in ("weight", "bias") and (place != "ln0" or layer == "0"):
+        own = f"{NORMS[place]}.{leaf}"
+        return {own if place == "ln0" else f"layers.{layer}.{own}": file.floats(name)}
+    else:
+        parts = {}
+    if parts is None:
+        return {}
+    if not parts:
+        raise file.refuse(name, "is a tensor that no RWKV has")
+    return {f"layers.{layer}.{place}.{own}": tensor for own, tensor in parts.items()}
 
 
-def transposed(file: RwkvFile, name: str, columns: slice | None = None) -> Tensor:
-    """A thin matrix [out_features, in_features], of a file that has x @ matrix; columns: of the file's."""
-    tensor = file.take(name)
-    rows, width = file.shape(name, 2)
-    if not isinstance(tensor, np.ndarray):
-        raise file.refuse(name, "is quantised, as no thin matrix is")
-    part = tensor.reshape(rows, width)
-    if file.processed:
-        return part if columns is None else part[columns]
-    part = part.T if columns is None else part.T[columns]
-    shape = (part.shape[0], part.shape[1])
-    return Deferred(shape, part.nbytes, part.dtype.name, lambda: np.ascontiguousarray(part))
+def matrix(file: RwkvFile, name: str) -> Tensor:
+    """As it lies in the file."""
+    tensor, shape = file.take(name), file.shape(name, 2)
+    return tensor.reshape(shape) if isinstance(tensor, np.ndarray) else tensor
 
 
-def att_tensors(file: RwkvFile, version: str, name: str, leaf: str, is_first: bool) -> dict[str, Tensor]:
-    """What a tensor of a time mix is under our names: usually one, none where it is not used."""
+def att_tensors(file: RwkvFile, version: str, name: str, leaf: str, is_first: bool) -> dict[str, Tensor] | None:
+    """None for what is there and never used, nothing for what is not known."""
+    if MATRIX.fullmatch(leaf):
+        return {leaf: matrix(file, name)}
     if version == "rwkv7":
-        return att_of_7(file, name, leaf, is_first)
-    if leaf.startswith("time_mix_"):
-        return {f"x_{leaf.removeprefix('time_mix_')}": 1 - file.floats(name).reshape(-1)}
-    if leaf in ("time_first", "time_faaaa"):
-        return {"bonus": file.floats(name).reshape(-1)}
+        if is_first and leaf in ("v0", "v1", "v2"):
+            return None  # files of training have them; the first layer's values are what others mix with
+        if leaf == "x_rwkvag":
+            return {f"x_{x}": row for x, row in zip(MIXES[version], rows_of(file, name, 6), strict=True)}
+    if leaf in THIN:
+        return {THIN[leaf]: file.thin(name)}
+    if leaf in SAME or leaf in RENAMED:
+        return {RENAMED.get(leaf, leaf): file.floats(name)}
+    if leaf in TIME_MIX:
+        return {TIME_MIX[leaf]: 1 - file.floats(name)}
     if leaf == "time_decay":
         return {"w0" if version == "rwkv6" else "decay": decay(file, version, name)}
-    if version == "rwkv6":
-        if leaf in ("time_decay_w1", "time_decay_w2"):
-            return {leaf.removeprefix("time_decay_"): transposed(file, name)}
-        if leaf == "time_maa_w1":
-            return {f"maa_w1_{x}": part for x, part in zip(MAA, fifths_of_rows(file, name), strict=True)}
-        if leaf == "time_maa_w2":
-            return {f"maa_w2_{x}": part for x, part in zip(MAA, fifths(file, name), strict=True)}
-        if leaf.startswith("time_maa_"):
-            return {f"x_{leaf.removeprefix('time_maa_')}": file.floats(name).reshape(-1)}
-    return {leaf: in_shape(file, name)}
+    if leaf == "time_maa_w1":
+        return {f"maa_w1_{x}": part for x, part in zip(MAA, fifths_of_rows(file, name), strict=True)}
+    if leaf == "time_maa_w2":
+        return {f"maa_w2_{x}": part for x, part in zip(MAA, fifths(file, name), strict=True)}
+    if leaf == "time_maa_wkvrg":
+        return {f"x_{x}": row for x, row in zip(MAA, rows_of(file, name, 5), strict=True)}
+    return {}
+
+
+def ffn_tensors(file: RwkvFile, version: str, name: str, leaf: str) -> dict[str, Tensor]:
+    if leaf == "x_k":
+        return {leaf: file.floats(name)}
+    if leaf in FFN:
+        return {leaf: matrix(file, name)}
+    if leaf in ("time_mix_k", "time_mix_r"):
+        return {TIME_MIX[leaf]: 1 - file.floats(name)}
+    return {RENAMED[leaf]: file.floats(name)} if leaf in ("time_maa_k", "time_maa_r") else {}
 
 
 def decay(file: RwkvFile, version: str, name: str) -> NDArray[np.float32]:
     """Of RWKV-4 and 5 what the state decays by (see ``rwkv_shapes``); of RWKV-6 as it is."""
-    raw = file.floats(name).reshape(-1)
+    raw = file.floats(name)
     if file.processed or version == "rwkv6":
         return raw
     with np.errstate(over="ignore"):
         return -np.exp(raw) if version == "rwkv4" else np.exp(-np.exp(raw))
 
 
+def rows_of(file: RwkvFile, name: str, n: int) -> list[NDArray[np.float32]]:
+    """Vectors that are one tensor in the file."""
+    values = file.floats(name)
+    if values.size % n:
+        raise file.refuse(name, f"is of shape {list(file.take(name).shape)}, not {n} vectors")
+    return list(values.reshape(n, -1))
+
+
 def fifths_of_rows(file: RwkvFile, name: str) -> list[Tensor]:
-    n_columns = file.shape(name, 2)[0 if file.processed else 1]
-    rank = n_columns // len(MAA)
-    return [transposed(file, name, slice(i * rank, (i + 1) * rank)) for i in range(len(MAA))]
+    """Five thin matrices, one above the other where it is processed, else side by side."""
+    n_rows = file.shape(name, 2)[0 if file.processed else 1]
+    rank = n_rows // len(MAA)
+    if rank * len(MAA) != n_rows:
+        raise file.refuse(name, f"is of shape {list(file.take(name).shape)}, not five thin matrices")
+    return [file.thin(name, slice(i * rank, (i + 1) * rank)) for i in range(len(MAA))]
 
 
 def fifths(file: RwkvFile, name: str) -> list[Tensor]:
@@ -215,26 +275,3 @@ def fifths(file: RwkvFile, name: str) -> list[Tensor]:
         raise file.refuse(name, f"is of shape {list(tensor.shape)}, not five thin matrices")
     parts = tensor.reshape(n, a, b)
     return [np.ascontiguousarray(part if file.processed else part.T) for part in parts]
-
-
-def att_of_7(file: RwkvFile, name: str, leaf: str, is_first: bool) -> dict[str, Tensor]:
-    if leaf == "x_rwkvag":
-        mixes = file.floats(name)
-        if mixes.size % len(MIXES["rwkv7"]):
-            raise file.refuse(name, f"is of shape {list(mixes.shape)}, not six vectors")
-        return {f"x_{x}": row for x, row in zip(MIXES["rwkv7"], mixes.reshape(6, -1), strict=True)}
-    if is_first and leaf in ("v0", "v1", "v2"):
-        return {}  # files of training have them; the first layer's values are what others mix with
-    if leaf in ("w1", "w2", "a1", "a2", "v1", "v2", "g1", "g2"):
-        return {leaf: transposed(file, name)}
-    if leaf == "r_k":
-        return {leaf: file.floats(name).reshape(-1)}
-    return {leaf: in_shape(file, name)}
-
-
-def ffn_name(leaf: str) -> str:
-    return re.sub("^time_(mix|maa)_", "x_", leaf)
-
-
-def of_ffn(file: RwkvFile, name: str) -> Tensor:
-    return 1 - file.floats(name).reshape(-1) if ".time_mix_" in name else in_shape(file, name)

@@ -19,6 +19,7 @@ from llamagpu.backends.cpu.linear import embedding, linear
 from llamagpu.backends.cpu.recurrent import CPURecurrentOps
 from llamagpu.backends.cpu.rmsnorm import rmsnorm
 from llamagpu.backends.cpu.rope import rope, rope_angles
+from llamagpu.backends.cpu.rows import CPURows
 from llamagpu.backends.cpu.sample import sample
 from llamagpu.backends.cpu.swiglu import swiglu
 from llamagpu.backends.protocol import Forward
@@ -116,12 +117,13 @@ class CPUBackend(CPURecurrentOps):
     name = "cpu"
 
     def weight(self, tensor: Tensor) -> Weight:
-        """float32 is used in place, straight from the mapped file; 16 bits are widened: NumPy is slow with them."""
+        """float32 is used in place, straight from the mapped file, unless it lies at an odd byte: NumPy would copy it
+        each time. 16 bits are widened: NumPy is slow with them."""
         if isinstance(tensor, RandomMatrix | Deferred):
             return self.weight(tensor.materialize())
-        if isinstance(tensor, Int8Matrix | AffineQuant) or tensor.dtype == np.float32:
+        if isinstance(tensor, Int8Matrix | AffineQuant):
             return tensor
-        return tensor.astype(np.float32)
+        return np.require(tensor, np.float32, "A")
 
     def qkv(
         self,
@@ -273,3 +275,8 @@ class CPUBackend(CPURecurrentOps):
             yield token
             if n_made + 1 < n_tokens:
                 logits = forward([token], state)
+
+    decode_each = decode
+
+    def rows(self) -> CPURows:
+        return CPURows(self)

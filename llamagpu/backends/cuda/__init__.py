@@ -36,6 +36,7 @@ from llamagpu.backends.cuda.sampler import RING_SIZE, CUDASampler
 from llamagpu.backends.cuda.vectors import Coming, Residual, Target, Vectors
 from llamagpu.backends.cuda.window_cache import CUDAWindowCache
 from llamagpu.backends.protocol import DecodeState, Forward
+from llamagpu.backends.rows import RowOperations
 from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
 from llamagpu.errors import LlamaGPUError, UsageError
@@ -374,6 +375,28 @@ class CUDABackend(CUDARecurrentOps):
             if events:
                 events[-1].wait()  # the steps ahead write to memory that goes with this function
             del kept
+
+    def decode_each(
+        self,
+        forward: Callable[[Sequence[int], Any], DeviceArray],
+        state: Any,
+        sampler: CUDASampler,
+        logits: DeviceArray,
+        n_tokens: int,
+    ) -> Iterator[int]:
+        token, position = self.device.zeros((1,), np.int32), self.device.zeros((1,), np.int32)
+        for n_made in range(n_tokens):
+            sampler.launch(logits[-1], token, position)
+            self.wait()
+            made = int(sampler.ring[n_made % RING_SIZE])
+            if made < 0:
+                raise LlamaGPUError(DAMAGED_LOGITS)
+            yield made
+            if n_made + 1 < n_tokens:
+                logits = forward([made], state)
+
+    def rows(self) -> RowOperations:
+        raise UsageError("this model runs on the CPU alone: --device cpu")
 
 
 def capture(device: Device, step: Callable[[], None]) -> Graph:
