@@ -17,13 +17,16 @@ def sliding_attention(qkv: NDArray[np.float32], n_heads: int) -> NDArray[np.floa
     """
     n, dim = qkv.shape[0], qkv.shape[1] // 3
     width, head_dim = -(-n // WINDOW), dim // n_heads
-    rows = np.zeros((3, n_heads, WINDOW * width, head_dim), np.float32)
+    n_rows = -(-n // width)  # that are not zeros alone
+    rows = np.zeros((3, n_heads, n_rows * width, head_dim), np.float32)
     rows[:, :, :n] = qkv.reshape(n, 3, n_heads, head_dim).transpose(1, 2, 0, 3)
-    q, k, v = rows.reshape(3, n_heads, WINDOW, width * head_dim)
+    q, k, v = rows.reshape(3, n_heads, n_rows, width * head_dim)
     scores = q * np.float32(head_dim**-0.5) @ k.transpose(0, 2, 1)
-    scores -= scores.max(axis=-1, keepdims=True)
-    weights = np.exp(scores, out=scores)
-    weights /= weights.sum(axis=-1, keepdims=True)
-    by_head = (weights @ v).reshape(n_heads, WINDOW * width, head_dim)[:, :n]
+    largest = scores.max(axis=-1, keepdims=True)
+    if n_rows < WINDOW:
+        largest = np.maximum(largest, np.float32(0))
+    weights = np.exp(scores - largest)
+    weights /= weights.sum(axis=-1, keepdims=True) + (WINDOW - n_rows) * np.exp(-largest)
+    by_head = (weights @ v).reshape(n_heads, n_rows * width, head_dim)[:, :n]
     out: NDArray[np.float32] = by_head.transpose(1, 0, 2).reshape(n, dim)
     return out
