@@ -117,7 +117,9 @@ def measure(
     if checkpoint.config.mem_len:
         raise UsageError("bench measures at contexts; a model with a memory is as fast at any (--endless measures it)")
     if not (checkpoint.config.keeps_keys or checkpoint.config.recurrent):
-        raise UsageError(f"bench cannot measure a {checkpoint.config.architecture}: each token runs the whole text again")
+        raise UsageError(
+            f"bench has no way to measure a {checkpoint.config.architecture}: each token runs all before it"
+        )
     bandwidth = copy_bandwidth(backend)
     peak_is_ours = isinstance(backend, CUDABackend) or host.forget_peak()  # not that of the copy
     start = time.perf_counter()
