@@ -265,9 +265,9 @@ def test_very_many_empty_strings_are_over_in_a_second(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     n = MAX_STRINGS - 300
     path.write_bytes(data[:at] + struct.pack("<Q", n) + bytes(8 * n) + data[at + 8 :])
-    start = time.perf_counter()
+    start = time.process_time()
     assert open_checkpoint(path).config.n_layers == 2
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_scales_that_are_no_numbers_are_seen_when_they_are_read(tmp_path: Path) -> None:

