@@ -8,10 +8,14 @@ time_mix = 1 - x). Thin matrices are [out_features, in_features] as all others a
 
 from __future__ import annotations
 
+import re
+
 from llamagpu.config import ModelConfig
 
 Shapes = dict[str, tuple[int, ...]]
 MIXES = {"rwkv4": "rkv", "rwkv5": "rkvg", "rwkv6": "wkvrg", "rwkv7": "rwkvag"}  # of att, in the order of the kernels
+# The matrices that steer decays, mixes and gates: a few percent of all weights, and what the state hangs on.
+THIN = re.compile(r"layers\.[0-9]+\.att\.(maa_w[12]_[wkvrg]|[wavg][12])")
 
 
 def rwkv_shapes(config: ModelConfig) -> Shapes:
