@@ -198,6 +198,8 @@ def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None
     """
     checkpoint = open_checkpoint(model_path(model))
     config = checkpoint.config
+    if config.endless and context is not None:
+        raise UsageError("this model has no end and a state of one size: leave out --context")
     positions = config.max_seq_len if context is None else context
     if not 1 <= positions <= config.max_seq_len:
         raise UsageError(f"context must be from 1 to {config.max_seq_len}, not {positions}")

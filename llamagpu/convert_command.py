@@ -74,6 +74,9 @@ def convert(
     path = check_out(out, as_folder, force)
     if quantize != "none":
         check_floats(checkpoint)
+        if quantize == "gptq" and checkpoint.config.recurrent:
+            kind = checkpoint.config.architecture
+            raise UsageError(f"gptq learns what a Llama's layers see, and this is an {kind}: q4 and q8 need no text")
     source, opened = with_tokenizer(checkpoint, tokenizer)
     if as_folder:
         source = as_in_folder(source)

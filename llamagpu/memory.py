@@ -12,7 +12,6 @@ from llamagpu.formats import session_file
 from llamagpu.formats.fingerprint import fingerprint
 from llamagpu.formats.session_file import SavedSession
 from llamagpu.generation import PROMPT_CHUNK
-from llamagpu.models.llama import Llama
 from llamagpu.session import Session
 from llamagpu.terminal import count_tokens, say
 
@@ -100,9 +99,10 @@ class Memory:
 
 def llama2rnn_memory(llm: LLM) -> Any:
     """The module that reads and writes llama2Rnn's files. Raises UsageError for a model that has no such memory."""
-    if isinstance(llm.model, Llama):
+    if not llm.config.mem_len:
+        kept = "keys and values" if llm.config.keeps_keys else "a state of its own"
         raise UsageError(
-            f"this {llm.config.architecture} has keys and values and no memory as llama2Rnn's models have:"
+            f"this {llm.config.architecture} has {kept} and no memory as llama2Rnn's models have:"
             " leave out --memory_format"
         )
     return importlib.import_module("llamagpu.formats.llama2rnn_memory")

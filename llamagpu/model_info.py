@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 
+from llamagpu.backends.recurrent import wkv_shape
 from llamagpu.checkpoint import Checkpoint, Tensor, memory_shapes
 from llamagpu.config import ModelConfig
 from llamagpu.errors import printable
@@ -21,8 +23,9 @@ def rows_of(checkpoint: Checkpoint, about_tokenizer: str, positions: int) -> lis
         positions = 2 * config.mem_len  # of any text
     weights, held = checkpoint.nbytes, sum(held_bytes(tensor) for tensor in checkpoint.tensors.values())
     kv_bytes = positions * config.kv_bytes_per_token() if config.keeps_keys else 0
-    on_cpu = cpu_weight_bytes(checkpoint) + kv_bytes
+    on_cpu = cpu_weight_bytes(checkpoint) + kv_bytes + state_bytes(config)
     on_gpu = held + kv_bytes // (1 if config.mem_len or not kv_bytes or is_float32(checkpoint) else 2)
+    on_gpu += state_bytes(config)
     rows = [
         ("file", f"{printable(str(checkpoint.path))} ({human_bytes(bytes_of(checkpoint.path))})"),
         ("format", checkpoint.format),
@@ -34,11 +37,12 @@ def rows_of(checkpoint: Checkpoint, about_tokenizer: str, positions: int) -> lis
         ("dim", f"{config.dim} (feed-forward {config.hidden_dim})"),
         ("heads", heads(config)),
         ("vocabulary", f"{config.vocab_size} ({'tied head' if config.tied_head else 'separate head'})"),
-        ("positions", f"{config.max_seq_len}{window(config)}"),
+        ("ranks", ranks(config)),
+        ("positions", "any number: texts have no end" if config.recurrent else f"{config.max_seq_len}{window(config)}"),
         ("memory rows", memory(config)),
         ("experts", experts(config)),
         ("RoPE", rope(config) if config.keeps_keys else ""),
-        ("norm eps", f"{config.norm_eps:g}"),
+        ("norm eps", norm_eps(config)),
         ("tokenizer", about_tokenizer),
         ("ends at", f"tokens {', '.join(map(str, checkpoint.stop_tokens))}" if checkpoint.stop_tokens else ""),
         ("chat template", "yes" if checkpoint.chat_template is not None else ""),
@@ -47,10 +51,12 @@ def rows_of(checkpoint: Checkpoint, about_tokenizer: str, positions: int) -> lis
             "KV cache",
             f"{human_bytes(kv_bytes)} at {positions} positions ({kv_type(config)})" if kv_bytes else "",
         ),
+        ("state", f"{human_bytes(state_bytes(config))} of a text of any length (float32)" if config.recurrent else ""),
         ("a token reads", f"{human_bytes(bytes_per_token(checkpoint))} of weights, and {what_else(config)}"),
         (
             "memory",
-            f"about {human_bytes(on_cpu)} on the CPU, {human_bytes(on_gpu)} on a GPU, at {positions} positions",
+            f"about {human_bytes(on_cpu)} on the CPU, {human_bytes(on_gpu)} on a GPU"
+            f"{'' if config.recurrent else f', at {positions} positions'}",
         ),
         *(("note", printable(note)) for note in (*checkpoint.notes, *notes_of(config, recurrent=False))),
     ]
@@ -65,6 +71,8 @@ def bytes_of(path: Path) -> int:
 
 
 def heads(config: ModelConfig) -> str:
+    if config.recurrent:
+        return f"{config.n_heads} of {config.head_dim}" if config.architecture != "rwkv4" else ""
     extras = ["bias"] * config.qkv_bias + ["queries and keys normed"] * config.qk_norm
     return ", ".join([f"{config.n_heads} of {config.head_dim}, {config.n_kv_heads} for keys and values", *extras])
 
@@ -90,8 +98,27 @@ def experts(config: ModelConfig) -> str:
     return f"{config.n_experts}, of which the first {config.n_active_experts} are run" if config.n_experts else ""
 
 
+def ranks(config: ModelConfig) -> str:
+    names = {"rwkv6": ("mixes", "decay"), "rwkv7": ("decay", "a", "v", "gate")}.get(config.architecture, ())
+    return ", ".join(f"{name} {rank}" for name, rank in zip(names, config.ranks, strict=True))
+
+
+def norm_eps(config: ModelConfig) -> str:
+    of_heads = f", of heads {config.group_norm_eps:g}" if config.recurrent and config.architecture != "rwkv4" else ""
+    return f"{config.norm_eps:g}{of_heads}"
+
+
+def state_bytes(config: ModelConfig) -> int:
+    """Of what an RWKV remembers of a text."""
+    if not config.recurrent:
+        return 0
+    return 4 * config.n_layers * (2 * config.dim + math.prod(wkv_shape(config)))
+
+
 def what_else(config: ModelConfig) -> str:
     """What a token reads beside the weights."""
+    if config.recurrent:
+        return "the state, which it writes anew"
     return "the KV cache so far" if config.keeps_keys else f"the last {config.max_seq_len} tokens anew"
 
 

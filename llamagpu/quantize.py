@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.calibrate import CalibratedLayers, Sequences
-from llamagpu.checkpoint import Checkpoint, Tensor, llama_shapes
+from llamagpu.checkpoint import Checkpoint, Tensor, tensor_shapes
 from llamagpu.config import MICRO_RWKV
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.model_info import type_name
 from llamagpu.quantization import AffineQuant, Deferred, RandomMatrix, round_to_nearest
 from llamagpu.quantization.gptq_solver import gptq
+from llamagpu.rwkv_shapes import is_thin
 
 FLOAT_TYPES = ("float32", "float16", "bfloat16")
 Made = TypeVar("Made")
@@ -28,9 +29,10 @@ EMBEDDING, HEAD = "tok_embeddings.weight", "output.weight"
 class Recipe:
     """How a model is quantised.
 
-    bits: of the layers' matrices. group_size: a power of two, or 0 for the whole row. head_bits: of embedding and head;
-    16 is float16 (bfloat16 stays). sequences: of token ids, for GPTQ; None rounds to nearest. act_order: of GPTQ.
-    smallest_zero: 1 for files that cannot say 0.
+    bits: of the layers' matrices, but for an RWKV's thin ones, which become float16 (bfloat16 stays): they are small,
+    and an error in a decay or a mix stays in the state. group_size: a power of two, or 0 for the whole row. head_bits:
+    of embedding and head; 16 is float16 (bfloat16 stays). sequences: of token ids, for GPTQ; None rounds to nearest.
+    act_order: of GPTQ. smallest_zero: 1 for files that cannot say 0.
     """
 
     bits: Literal[4, 8]
@@ -64,7 +66,7 @@ def quantised(
     done with it; all of a layer are worked out when the first is made. xp: numpy, or cupy for GPTQ.
     """
     check_floats(checkpoint)
-    tensors = {name: checkpoint.tensors[name] for name in llama_shapes(checkpoint.config)}
+    tensors = {name: checkpoint.tensors[name] for name in tensor_shapes(checkpoint.config)}
 
     def solve(name: str, weights: NDArray[Any], hessian: Any) -> AffineQuant:
         size = recipe.group_size or weights.shape[1]
@@ -86,7 +88,7 @@ def plan(checkpoint: Checkpoint, name: str, tensor: Tensor, recipe: Recipe, laye
         return tensor
     shape = (tensor.shape[0], tensor.shape[1])
     in_layer = name not in (EMBEDDING, HEAD)
-    bits = recipe.bits if in_layer else recipe.head_bits
+    bits = 16 if is_thin(name) else recipe.bits if in_layer else recipe.head_bits
     make: Callable[[], AffineQuant | NDArray[Any]]
     if in_layer and layers is not None:
         make = partial(layers.take, name)

@@ -14,7 +14,8 @@ from llamagpu.config import ModelConfig
 
 Shapes = dict[str, tuple[int, ...]]
 MIXES = {"rwkv4": "rkv", "rwkv5": "rkvg", "rwkv6": "wkvrg", "rwkv7": "rwkvag"}  # of att, in the order of the kernels
-THIN = re.compile(r"\.att\.(maa_w[12]_.|[wavg][12])$")
+# The matrices that steer decays, mixes and gates: a few percent of all weights, and what the state hangs on.
+THIN = re.compile(r"layers\.[0-9]+\.att\.(maa_w[12]_[wkvrg]|[wavg][12])")
 
 
 def rwkv_shapes(config: ModelConfig) -> Shapes:
@@ -67,9 +68,8 @@ def thin(name: str, rank: int, dim: int) -> Shapes:
 
 
 def is_thin(name: str) -> bool:
-    """Whether a tensor of ``rwkv_shapes`` is one of a pair of thin matrices, which steer the state: small, and better
-    not rounded much."""
-    return THIN.search(name) is not None
+    """Whether a tensor of ``rwkv_shapes`` is one of a pair of thin matrices."""
+    return THIN.fullmatch(name) is not None
 
 
 def ffn_shapes(config: ModelConfig) -> Shapes:

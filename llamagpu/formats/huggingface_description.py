@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llamagpu.checkpoint import Checkpoint
-from llamagpu.config import MICRO_RWKV, ModelConfig
+from llamagpu.config import ModelConfig
 from llamagpu.errors import UsageError
 from llamagpu.rope_scaling import yarn_factors
 
@@ -68,8 +68,8 @@ def config_json(checkpoint: Checkpoint, special_ids: SpecialIds) -> dict[str, An
 
 def model_type(config: ModelConfig) -> str:
     """The architecture that is of this model's shape, whatever it is called. Raises UsageError where none is."""
-    if config.architecture == MICRO_RWKV:
-        raise UsageError(f"no Hugging Face architecture is a {MICRO_RWKV}: leave --format out")
+    if not config.keeps_keys:
+        raise UsageError(f"no {config.architecture} is written as a Hugging Face folder: leave --format out")
     if config.qk_norm and not config.qkv_bias:
         return "qwen3"
     if config.qkv_bias and not config.qk_norm:

@@ -100,8 +100,7 @@ def layer_7(
 
 
 def layernorm(x: Array, weight: Array, bias: Array, eps: float = EPS) -> Array:
-    y: Array = (x - x.mean()) / np.sqrt(x.var() + eps) * weight + bias
-    return y
+    return np.asarray((x - x.mean()) / np.sqrt(x.var() + eps) * weight + bias)
 
 
 def sigmoid(x: Array) -> Array:
@@ -218,5 +217,4 @@ class Reference:
 
 def mixed(x: Array, before: Array, share: Array) -> Array:
     """share: of the token itself, as RWKV-4 and 5 have it."""
-    y: Array = x * share.reshape(-1) + before * (1 - share.reshape(-1))
-    return y
+    return np.asarray(x * share.reshape(-1) + before * (1 - share.reshape(-1)))
