@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from llamagpu.generation import MAX_TOKENS, Answer
 from llamagpu.llm import DEMO, LLM, load
 from llamagpu.memory import Memory
 from llamagpu.models.window import window_and_sinks
-from llamagpu.sampling import SamplingParams, check_whole
+from llamagpu.sampling import SamplingParams, asked_for, check_whole
 from llamagpu.session import Session
 from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, human_bytes, say, write_text
 
@@ -38,10 +39,10 @@ def chat(
     memory_format: str = "llamagpu",
     tell_time: bool = False,
     max_tokens: int = 1024,
-    temperature: float = 0.8,
-    top_k: int = 40,
-    top_p: float = 0.95,
-    min_p: float = 0.05,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
     repetition_penalty: float = 1.0,
     seed: int | None = None,
     stop: list[str] | None = None,
@@ -65,10 +66,10 @@ def chat(
         memory_format: llamagpu, or llama2rnn for that program's files.
         tell_time: Put the time of each turn into what the model reads.
         max_tokens: Stop an answer after this many tokens.
-        temperature: 0 always takes the most likely token; higher is more varied.
-        top_k: Choose among the k most likely tokens. 0: among all.
-        top_p: Choose among the most likely tokens that together have this probability. 1: among all.
-        min_p: Leave out tokens less likely than this fraction of the most likely one.
+        temperature: 0 always takes the most likely token; higher is more varied. Default: 0.8, of micro_rwkv 1.
+        top_k: Choose among the k most likely tokens. 0: among all. Default: 40, of micro_rwkv 0.
+        top_p: Choose among the most likely tokens that together have this probability. Default: 0.95, of micro_rwkv 1.
+        min_p: Leave out tokens less likely than this fraction of the most likely one. Default: 0.05, of micro_rwkv 0.
         repetition_penalty: Above 1 discourages tokens that are in the context already.
         seed: The same seed gives the same answers. By default a new one is drawn, and shown.
         stop: End an answer before this text. May be given several times.
@@ -80,7 +81,7 @@ def chat(
         memory_update: Of a model with a memory: renew it after each chunk, as it was trained, or after each token.
         recurrent: Of a micro_rwkv run the recurrent part alone: fast, and an approximation that is not the model.
     """
-    sampling = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
+    asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
     memory_file = Memory(memory, memory_format) if memory is not None else None
     text = read_prompt(model, None, document) if document is not None else None
@@ -93,6 +94,7 @@ def chat(
     llm = load(model, device, tokenizer, context, on_work, False, kv_bits, *of_window, memory_update, recurrent)
     if memory_file is not None:
         memory_file.check(llm)
+    sampling = replace(llm.default_sampling, **asked)
     room = Room(llm, template, system, sampling, max_tokens, stop or [], tell_time, memory_file)
     for bar in bars.values():
         bar.close()

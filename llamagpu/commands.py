@@ -21,7 +21,7 @@ from llamagpu.llm import DEMO, LLM, find_tokenizer, load, model_path
 from llamagpu.memory import Memory
 from llamagpu.model_info import rows_of
 from llamagpu.models.window import window_and_sinks
-from llamagpu.sampling import SamplingParams, check_whole
+from llamagpu.sampling import asked_for, check_whole
 from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, write_text
 from llamagpu.tokenizers import open_spec, read_spec
 
@@ -34,10 +34,10 @@ def run(
     *,
     device: str = "auto",
     max_tokens: int = 256,
-    temperature: float = 0.8,
-    top_k: int = 40,
-    top_p: float = 0.95,
-    min_p: float = 0.05,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
     repetition_penalty: float = 1.0,
     seed: int | None = None,
     stop: list[str] | None = None,
@@ -61,10 +61,10 @@ def run(
         prompt: The text to continue. Empty: the model begins by itself.
         device: auto, cuda, cuda:N or cpu. auto says which it takes, and why.
         max_tokens: Stop after this many new tokens.
-        temperature: 0 always takes the most likely token; higher is more varied.
-        top_k: Choose among the k most likely tokens. 0: among all.
-        top_p: Choose among the most likely tokens that together have this probability. 1: among all.
-        min_p: Leave out tokens less likely than this fraction of the most likely one.
+        temperature: 0 always takes the most likely token; higher is more varied. Default: 0.8, of micro_rwkv 1.
+        top_k: Choose among the k most likely tokens. 0: among all. Default: 40, of micro_rwkv 0.
+        top_p: Choose among the most likely tokens that together have this probability. Default: 0.95, of micro_rwkv 1.
+        min_p: Leave out tokens less likely than this fraction of the most likely one. Default: 0.05, of micro_rwkv 0.
         repetition_penalty: Above 1 discourages tokens that are in the context already.
         seed: The same seed gives the same text. By default a new one is drawn, and shown.
         stop: Stop before this text. May be given several times.
@@ -81,7 +81,7 @@ def run(
         memory_format: llamagpu, or llama2rnn for that program's files.
         recurrent: Of a micro_rwkv run the recurrent part alone: fast, and an approximation that is not the model.
     """
-    sampling = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
+    asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
     kept = Memory(memory, memory_format) if memory is not None else None
     goes_on = kept is not None and kept.exists()
@@ -99,6 +99,7 @@ def run(
 
     of_window = window_and_sinks(window, sinks)
     llm = load(model, device, tokenizer, context, on_work, faithful, kv_bits, *of_window, memory_update, recurrent)
+    sampling = replace(llm.default_sampling, **asked)
     progress, interrupt = ProgressBar("reading the prompt", "tok"), Interrupt()
     bars["prompt"] = progress
 
@@ -121,7 +122,7 @@ def run(
     say(": ".join(filter(None, (f"running on {llm.device.description}", llm.device.why_not_gpu))))
     if faithful:
         say(about_faithful(llm))
-    if temperature > 0:
+    if sampling.temperature > 0:
         say(f"seed {generation.params.seed}")
     if echo:
         write_text(text)

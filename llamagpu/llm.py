@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.backends.protocol import Backend
 from llamagpu.checkpoint import Checkpoint, Quirks, TokenizerSpec
-from llamagpu.config import ModelConfig
+from llamagpu.config import MICRO_RWKV, ModelConfig
 from llamagpu.devices import OnWork, choose_device
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.generation import PROMPT_CHUNK, Generation
 from llamagpu.models import MEMORY_UPDATES, StateOptions, check_recurrent, load_model, notes_of
 from llamagpu.models.window import DEFAULT_SINKS, check_window
-from llamagpu.sampling import SamplingParams, check_whole
+from llamagpu.sampling import SamplingParams, asked_for, check_whole
 from llamagpu.tokenizers import Tokenizer, find_beside, names_beside, open_spec, read_spec
 
 DEMO = "demo"
@@ -177,25 +178,34 @@ class LLM:
             )
         return open_spec(replace(spec, kind="sentencepiece-greedy"), path)
 
+    @property
+    def default_sampling(self) -> SamplingParams:
+        """How tokens are drawn where nothing else is asked for: a micro_rwkv's as by its own script, which has no other
+        way; what the makers of other models suggest is shown by ``info`` alone."""
+        suggested: Mapping[str, Any] = self.checkpoint.sampling if self.config.architecture == MICRO_RWKV else {}
+        return SamplingParams(**suggested)
+
     def generate(
         self,
         prompt: str,
         max_tokens: int = 256,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         stop: Sequence[str] = (),
         on_prompt_tokens: Callable[[int], None] = lambda n: None,
     ) -> Generation:
-        """Continue ``prompt``: iterate over the result for text as it is made (see SamplingParams for the numbers).
+        """Continue ``prompt``: iterate over the result for text as it is made (see SamplingParams for the numbers, and
+        ``default_sampling`` for what is not given).
 
         stop: texts before which to end. on_prompt_tokens: called with the size of each chunk of the prompt once it is
         read. The prompt must fit the context: it is never cut. Raises UsageError for values out of range.
         """
-        params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        params = replace(self.default_sampling, **asked)
         return Generation(self, prompt, max_tokens, params, stop, on_prompt_tokens)
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:

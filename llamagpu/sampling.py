@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from dataclasses import dataclass, replace
+from typing import Any
 
 from llamagpu.errors import UsageError
 
@@ -45,6 +46,22 @@ class SamplingParams:
     def with_seed(self) -> SamplingParams:
         """The same with a fresh 32-bit seed where there was none, so that it can be told to the user."""
         return self if self.seed is not None else replace(self, seed=secrets.randbits(32))
+
+
+def asked_for(
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float,
+    seed: int | None,
+) -> dict[str, Any]:
+    """Those that are given, by name, for ``dataclasses.replace``. Raises UsageError for values out of range."""
+    named = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    given["repetition_penalty"] = repetition_penalty
+    SamplingParams(**given)
+    return given
 
 
 def check_number(name: str, value: object, smallest: float, largest: float) -> None:

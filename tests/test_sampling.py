@@ -9,8 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from llamagpu.backends.cpu.sample import candidates, exp_weights, most_likely, penalize, sample
+from llamagpu.chat_command import chat
 from llamagpu.commands import run
 from llamagpu.errors import LlamaGPUError, UsageError
+from llamagpu.formats.micro_rwkv import SAMPLING
 from llamagpu.llm import LLM
 from llamagpu.sampling import SamplingParams, random_u64
 
@@ -181,10 +183,15 @@ def test_values_out_of_range_are_refused(values: dict[str, float]) -> None:
 
 
 def test_defaults_are_the_same_everywhere() -> None:
-    """They are written where each reader looks: the command, the Python call, the parameters."""
+    """They are written where each reader looks: the command, the Python call, the parameters. Those that a micro_rwkv
+    has otherwise are None there, and in words."""
     of_command, of_call = (inspect.signature(function).parameters for function in (run, LLM.generate))
     for field in fields(SamplingParams):
-        assert of_command[field.name].default == of_call[field.name].default == field.default, field.name
+        differs = field.name in SAMPLING
+        default = None if differs else field.default
+        assert of_command[field.name].default == of_call[field.name].default == default, field.name
+        in_words = f"Default: {field.default}, of micro_rwkv {SAMPLING.get(field.name, 0):g}."
+        assert (in_words in (run.__doc__ or "")) == (in_words in (chat.__doc__ or "")) == differs, field.name
     assert of_command["max_tokens"].default == of_call["max_tokens"].default
 
 
