@@ -11,7 +11,7 @@
 // Threads   grid n_heads, a block for a head: its state stays in registers (wkv.cuh) while the tokens pass. They pass
 //           TOKENS at a time, with two barriers: (1) a warp per token makes the vectors that need sums over the head
 //           and puts all into shared memory; (2) every row goes through these tokens, no barrier between them, and
-//           leaves y there, while the next tokens' numbers are on their way; (3) a warp per token norms y and writes it.
+//           leaves y there, while the next numbers are on their way; (3) a warp per token norms y and writes it.
 // Bytes     the state twice, the vectors once. One token: the state is read before the wait for the previous kernel.
 #include "ptx.cuh"
 #include "wkv.cuh"
