@@ -16,6 +16,7 @@ from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes
 # What writes and dequantises GGUF files in the tests. A GPU machine may lack it: then the tests of GGUF are left out.
 NEED_GGUF = [
     "formats/test_gguf.py",
+    "formats/test_gguf_rwkv.py",
     "formats/test_hostile_gguf.py",
     "quantization/test_ggml.py",
     "tokenizers/test_gguf.py",

@@ -1,4 +1,5 @@
-"""GGUF, llama.cpp's file: models of the architectures llama (Mistral too), qwen2 and qwen3.
+"""GGUF, llama.cpp's file: models of the architectures llama (Mistral too), qwen2 and qwen3; rwkv6 and rwkv7 are in
+gguf_rwkv.py.
 
 What a file holds beside the tensors (keys of its architecture) is either used, known to change nothing, or refused by
 name: an unknown key may well change the model's output.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 
 from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec, check_tensors
 from llamagpu.config import LARGEST, ModelConfig
+from llamagpu.formats import gguf_rwkv
 from llamagpu.formats.gguf_file import open_tensors
 from llamagpu.formats.gguf_header import ARRAY, MAGIC, Header
 from llamagpu.quantization import Deferred
@@ -46,7 +49,7 @@ NEUTRAL: dict[str, float] = {
     "rope.scaling.yarn_log_multiplier": 0, "use_parallel_residual": 0, "attention.max_alibi_bias": 0,
     "attention.clamp_kqv": 0,
 }  # fmt: skip
-OTHER_MODEL = "this version runs dense models of llama, qwen2 and qwen3: get another file of a model"
+OTHER_MODEL = "this version runs dense models of llama, qwen2 and qwen3, and rwkv6 and rwkv7: get another file"
 STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 VOCABULARY = "tokenizer.ggml."
 MAX_VOCABULARY_BYTES = 1 << 28
@@ -61,24 +64,36 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Map a GGUF file, version 1 to 3, or all parts of a split one. Raises ModelFormatError."""
     header, found = open_tensors(path)
     arch = check_kind(header)
-    factors = found.pop(ROPE_FACTORS, None)
-    tensors = {meta_name(name): tensor for name, tensor in found.items()}
-    if len(tensors) != len(found):
-        raise header.refuse("tensors", "hold the same one under two names")
-    config = read_config(header, arch, tensors, factors)
-    check_tensors(path, config, tensors)
-    for name, tensor in tensors.items():
-        if len(tensor.shape) == 1 and isinstance(tensor, Deferred):
-            raise header.refuse(name, f"is a vector of type {tensor.kind}")
-    quantized = any(isinstance(tensor, Deferred) for tensor in tensors.values())
+    quantized = any(isinstance(tensor, Deferred) for tensor in found.values())
     if quantized and header.whole("general.quantization_version", 2) != 2:
         raise header.refuse("general.quantization_version", "is not 2: blocks of another layout", "convert it again")
+    if arch in gguf_rwkv.ARCHITECTURES:
+        model = gguf_rwkv.read(header, arch, found)
+        stop_tokens = read_stop_tokens(header, model.config) or model.stop_tokens
+        return replace(
+            model, tokenizer=read_tokenizer(header), stop_tokens=stop_tokens,
+            chat_template=gguf_rwkv.chat_template(header), notes=gguf_rwkv.end_of_turn(header, stop_tokens),
+        )  # fmt: skip
+    config, tensors = read_llama(header, arch, found)
     asks_for_end = header.flag(VOCABULARY + "add_eos_token", False)
     notes = ("the file asks for an end token after each text; llamagpu adds none",) if asks_for_end else ()
     return Checkpoint(
         path, f"GGUF version {header.version}", config, tensors, read_tokenizer(header),
         stop_tokens=read_stop_tokens(header, config), chat_template=header.text("tokenizer.chat_template"), notes=notes,
     )  # fmt: skip
+
+
+def read_llama(header: Header, arch: str, found: dict[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
+    factors = found.pop(ROPE_FACTORS, None)
+    tensors = {meta_name(name): tensor for name, tensor in found.items()}
+    if len(tensors) != len(found):
+        raise header.refuse("tensors", "hold the same one under two names")
+    config = read_config(header, arch, tensors, factors)
+    check_tensors(header.path, config, tensors)
+    for name, tensor in tensors.items():
+        if len(tensor.shape) == 1 and isinstance(tensor, Deferred):
+            raise header.refuse(name, f"is a vector of type {tensor.kind}")
+    return config, tensors
 
 
 def check_kind(header: Header) -> str:
@@ -89,11 +104,12 @@ def check_kind(header: Header) -> str:
     arch = header.text("general.architecture")
     if arch is None:
         raise header.refuse("general.architecture", "is missing")
-    if arch not in ROPE_LAYOUTS:
+    if arch not in ROPE_LAYOUTS and arch not in gguf_rwkv.ARCHITECTURES:
         raise header.refuse("general.architecture", f"is {arch[:40]!r}", OTHER_MODEL)
+    known = gguf_rwkv.USED if arch in gguf_rwkv.ARCHITECTURES else USED | SILENT
     for key in header.entries:
         name = key.removeprefix(f"{arch}.")
-        if name == key or name in USED or name in SILENT:
+        if name == key or name in known:
             continue
         if name == "expert_count" and header.whole(key):
             raise header.refuse(key, f"is {header.whole(key)}: a mixture of experts", OTHER_MODEL)
