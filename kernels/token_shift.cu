@@ -5,10 +5,9 @@
 // Shapes    x float32 [n][dim]; weight, bias float32 [dim], null but for LAYER_NORM; mixes float32 [n_mixes][dim], or,
 //           where mix_per_token says so, [n_mixes][n][dim]; rows float32 [n_mixes][n][dim], all padded; split as
 //           activations.cuh has it, [n_mixes * n] vectors. One of rows and split may be null.
-// State     a ring of SLOTS copies, slot s at shifts + s * slot_step, float32 [dim]: so the host may run some steps
-//           ahead, and drop them by setting position back. position int32 [1], the tokens before this call: slot
-//           position % SLOTS is read, and where `keep` is set slot (position + n) % SLOTS is written. shifts null: h[-1]
-//           is zero and nothing is kept.
+// State     a ring (slots.cuh), slot s at shifts + s * slot_step, float32 [dim]. position int32 [1], the tokens before
+//           this call; where `keep` is not set the slot after it is not written. shifts null: h[-1] is zero and nothing
+//           is kept.
 // Threads   grid (slices, n), block SHIFT_THREADS. A block makes a slice of the channels, a thread every
 //           slices * SHIFT_THREADS-th, of all mixes of one token. It finds the norms of the rows it needs by itself,
 //           from L2: cheaper than a kernel for it. Only blocks of token 0 touch the state, and of it their own slice, so
@@ -17,8 +16,9 @@
 #include "activations.cuh"
 #include "layernorm.cuh"
 #include "ptx.cuh"
+#include "slots.cuh"
 
-constexpr int SHIFT_THREADS = 256, MOST_MIXES = 6, SLOTS = 8;
+constexpr int SHIFT_THREADS = 256, MOST_MIXES = 6;
 enum ShiftNorm { LAYER_NORM, UNIT_RMS, NO_NORM };
 constexpr float UNIT_RMS_EPS = 1e-8f;
 
@@ -52,8 +52,8 @@ extern "C" __global__ void __launch_bounds__(SHIFT_THREADS)
     const float* last_row = x + static_cast<size_t>(n - 1) * stride;
     const bool reads_state = shifts && token == 0, writes_state = reads_state && keep;
     const int start = reads_state ? *position : 0;
-    const float* kept = shifts + static_cast<size_t>(start % SLOTS) * slot_step;
-    float* keeps = shifts + static_cast<size_t>((start + n) % SLOTS) * slot_step;
+    const float* kept = slot_of(shifts, slot_step, start);
+    float* keeps = slot_of(shifts, slot_step, start + n);
     float own_x, before_x = 0.f, last_x = 0.f, state = 0.f;
     auto load_inputs = [&] {  // of channel k; before the norms are known, since each load takes as long as a norm
         if (k >= dim) return;

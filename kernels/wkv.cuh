@@ -1,21 +1,15 @@
 // What the time mixes of RWKV share: the ring of states; a head's state in registers; the norm of a head.
 //
-// A layer's state is a ring of SLOTS copies, so that the host may run decode steps ahead and drop them: a call of n
-// tokens reads slot *position % SLOTS and writes slot (*position + n) % SLOTS, which may be the same. The slot that is
-// read, and the position, were written a whole step ago: at least two kernels lie between, which have all waited, so
-// both are loaded before the wait for the previous kernel. From L2: the L1 cache of this multiprocessor may be older.
+// A layer's state is a ring (slots.cuh). The slot that is read, and the position, were written a whole step ago: at
+// least two kernels lie between, which have all waited, so both are loaded before the wait for the previous kernel. From
+// L2: the L1 cache of this multiprocessor may be older.
 //
 // A head is [head_dim (values)][head_dim (keys)] float32, dense. A block holds it in registers, as if it were HEAD wide
 // (the rest is zero): LANES lanes share a row, each with VECTORS times four neighbouring columns, LANES * 4 apart, so
 // that a row's lanes load neighbouring bytes. Where head_dim is a multiple of 4, slot_step must be one too.
 #pragma once
 #include "activations.cuh"
-
-constexpr int SLOTS = 8;
-
-__device__ __forceinline__ float* slot_of(float* state, int slot_step, int tokens) {
-    return state + static_cast<size_t>(tokens % SLOTS) * slot_step;
-}
+#include "slots.cuh"
 
 __device__ __forceinline__ void take4(const float4& v, float (&values)[4]) {
     values[0] = v.x, values[1] = v.y, values[2] = v.z, values[3] = v.w;

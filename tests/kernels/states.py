@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.backends.cuda.device import Device
-from llamagpu.backends.cuda.wkv_launches import STATE_SLOTS
+from llamagpu.backends.cuda.recurrent_state import SLOTS
 from tests.kernels.harness import Floats
 
 SPARE = 4  # numbers between two slots, which belong to nobody
@@ -19,15 +19,15 @@ class StateRing:
         self.device, self.shape, self.slot_step = device, state.shape, state.size + SPARE
         self.start = position
         self.position = device.upload(np.asarray([position], np.int32))
-        ring = np.full((STATE_SLOTS, self.slot_step), np.nan, np.float32)
-        ring[position % STATE_SLOTS, : state.size] = state.reshape(-1)
+        ring = np.full((SLOTS, self.slot_step), np.nan, np.float32)
+        ring[position % SLOTS, : state.size] = state.reshape(-1)
         self.state = device.upload(ring)
         self.before = ring
 
     def read(self, n: int) -> NDArray[Any]:
         """The state n tokens later; all else must be as it was."""
         ring = self.device.download(self.state)
-        slot = (self.start + n) % STATE_SLOTS
+        slot = (self.start + n) % SLOTS
         self.before[slot, :-SPARE] = ring[slot, :-SPARE]
         assert ring.tobytes() == self.before.tobytes(), "wrote beside its slot"
         return ring[slot, :-SPARE].reshape(self.shape)

@@ -13,7 +13,8 @@ from llamagpu.backends.cpu.token_shift import norm_shift_mix, unit_rms
 from llamagpu.backends.cuda import recurrent_launches
 from llamagpu.backends.cuda.device import Device
 from llamagpu.backends.cuda.matrix import padded, tiled, upload_vector
-from llamagpu.backends.cuda.recurrent_launches import SLOTS, Norm, NormKind, ShiftRing
+from llamagpu.backends.cuda.recurrent_launches import Norm, NormKind, ShiftRing
+from llamagpu.backends.cuda.recurrent_state import SLOTS
 from tests.kernels.harness import (
     TOLERANCE_F32,
     Arrays,

@@ -12,7 +12,7 @@ from llamagpu.backends.cuda.matrix_group import MatrixGroup
 from llamagpu.backends.cuda.vectors import Target, Vectors
 from llamagpu.backends.recurrent import Activation
 
-SHIFT_THREADS, MOST_MIXES, SLOTS = 256, 6, 8  # kernels/token_shift.cu
+SHIFT_THREADS, MOST_MIXES = 256, 6  # kernels/token_shift.cu
 LAYERNORM_THREADS = 256
 ACTIVATE_THREADS = 128
 GATED_ADD_THREADS = 128

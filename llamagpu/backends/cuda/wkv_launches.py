@@ -1,8 +1,8 @@
 """Launches of the recurrent models, as in launches.py: time mixes over a ring of states, and the sparse product.
 
-state: float32 [STATE_SLOTS, slot_step], the ring of one layer (kernels/wkv.cuh): of wkv4 3 * dim numbers a slot, of the
-others n_heads * head_dim * head_dim. position: int32 [1], tokens before this call: slot position % STATE_SLOTS is read,
-slot (position + n) % STATE_SLOTS is written.
+state: float32 [SLOTS, slot_step], the ring of one layer (kernels/wkv.cuh): of wkv4 3 * dim numbers a slot, of the
+others n_heads * head_dim * head_dim. position: int32 [1], tokens before this call: slot position % SLOTS is read,
+slot (position + n) % SLOTS is written.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from llamagpu.backends.cuda.kernels import WKV_HEADS
 from llamagpu.backends.cuda.matrix import DeviceMatrix
 from llamagpu.backends.cuda.vectors import Target
 
-STATE_SLOTS = 8  # kernels/wkv.cuh
 WIDEST_WKV_HEAD = WKV_HEADS[-1]  # the caller looks at it
 WKV4_THREADS = 64
 SPARSE_THREADS, SPARSE_SLICE = 512, 64  # kernels/linear_sparse.cu; bytes of a row that a block takes
