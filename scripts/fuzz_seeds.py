@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import ml_dtypes
 import numpy as np
 
@@ -19,6 +20,7 @@ from llamagpu.config import ModelConfig
 from llamagpu.formats import native, open_checkpoint
 from llamagpu.quantization import AffineQuant
 from tests.formats import gguf_files
+from tests.formats.gguf_rwkv_files import rwkv_gguf
 from tests.formats.quantized_folders import Quantized, build_pair
 from tests.llama2rs_files import llama2rs_file
 from tests.memory_model_files import (
@@ -32,6 +34,9 @@ from tests.memory_model_files import (
 )
 from tests.references.make_huggingface import build
 from tests.references.make_torch_files import STATE_DICT, TRAINING
+from tests.references.rwkv_reference import VERSIONS
+from tests.references.rwkv_reference import random_weights as rwkv_weights
+from tests.rwkv_files import ggmf_bytes, huggingface_arrays, huggingface_config, pth_bytes, write_folder
 from tests.simple_llama_files import simple_llama_file
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes, v1_bytes, v2_bytes
 from tests.tokenizers import tokenizer_json, vocabularies
@@ -87,6 +92,7 @@ def seed_files() -> dict[str, list[Case]]:
         "native": native_files,
         "gguf": gguf_seeds(),
         "huggingface": huggingface_folders(),
+        **rwkv_seeds(),
         "tokenizer_json": [*(make() for make in tokenizer_json.KINDS.values()), tokenizer_json.pile_like()],
         "tokenizer_rwkv_world": world_vocabularies(),
         "tokenizer_gpt2_pair": [vocabularies.gpt2_pair(vocabularies.gpt2_tokens(n)) for n in (40, 400)],
@@ -164,6 +170,28 @@ def huggingface_folders() -> list[Case]:
             suggestions = {"eos_token_id": [2, 3], "temperature": 0.6, "top_k": 50, "do_sample": True}
             (folder / "generation_config.json").write_text(json.dumps(suggestions))
         return [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
+
+
+def rwkv_seeds() -> dict[str, list[Case]]:
+    """Every version in every form, of small matrices, so that names and headers are much of a file."""
+    models = {version: rwkv_weights(version, 8, 2, 4, 8, 12, 2) for version in VERSIONS}
+    wide = rwkv_weights(7, 32, 2, 32, 32, 12, 32)
+    folders: list[Case] = []
+    with tempfile.TemporaryDirectory() as name:
+        for version, weights in models.items():
+            folder = write_folder(Path(name, str(version)), huggingface_arrays(weights), huggingface_config(weights))
+            folders.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    q8 = gguf.GGMLQuantizationType.Q8_0
+    blocks = ggmf_bytes(wide, quantise=lambda matrix: (9, gguf.quantize(matrix, q8).tobytes()))
+    return {
+        "rwkv_ggmf": [*(ggmf_bytes(weights, half=version > 5) for version, weights in models.items()), blocks],
+        "rwkv_pth": [pth_bytes(weights, np.float16) for weights in models.values()],
+        "huggingface_rwkv": folders,
+        "gguf_rwkv": [
+            rwkv_gguf(models[6], every=1)[0].to_bytes(), rwkv_gguf(models[7])[0].to_bytes(),
+            rwkv_gguf(wide, "Q4_1", "Q8_0")[0].to_bytes(),
+        ],
+    }  # fmt: skip
 
 
 def to_4_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from llamagpu.checkpoint import Checkpoint, Tensor, llama_shapes
 from llamagpu.config import ModelConfig
 from llamagpu.errors import ModelFormatError
+from llamagpu.formats import huggingface_rwkv
 from llamagpu.formats.huggingface_config import read_config
 from llamagpu.formats.huggingface_files import weight_files
 from llamagpu.formats.huggingface_quantized import SUFFIXES, Scheme, is_widened, quantized_matrix, read_scheme
@@ -39,6 +40,7 @@ OF_A_LAYER = {
 }
 IGNORED = re.compile(r"model\.(layers\.[0-9]+\.self_attn\.)?rotary_emb\.inv_freq")  # computed anew
 FLOATS = (np.float32, np.float16, ml_dtypes.bfloat16)
+OWN_CODE = "config.json names Python code of its own (auto_map), which is never run"
 DAMAGED = "the file does not fit its own config: convert or download it again"
 UNKNOWN = "this version cannot run the model as it is meant"
 
@@ -61,6 +63,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Map a folder, or a safetensors file in it. Raises ModelFormatError."""
     folder = path if path.is_dir() else path.parent
     values = read_json_object(folder / CONFIG)
+    if huggingface_rwkv.knows(values):
+        return open_rwkv(path, folder, values)
     config = read_config(folder / CONFIG, values)
     scheme = read_scheme(folder, values)
     modules = read_modules(weight_files(folder, None if path.is_dir() else path.name))
@@ -70,7 +74,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         config = replace(config, tied_head=False)
         notes.append("config.json says that the head is tied, but lm_head.weight is there: it is used")
     if values.get("auto_map"):
-        notes.append("config.json names Python code of its own (auto_map), which is never run")
+        notes.append(OWN_CODE)
     tensors = read_tensors(folder, config, modules, scheme)
     if scheme and any(isinstance(tensor, Deferred) and is_widened(tensor, scheme) for tensor in tensors.values()):
         notes.append(f"matrices in groups of {scheme.group_size} (no multiple of 16) are widened to float32")
@@ -79,6 +83,17 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(
         path, kind, config, tensors, text.tokenizer, text.stop_tokens, text.chat_template, text.sampling,
         (*notes, *text.notes),
+    )  # fmt: skip
+
+
+def open_rwkv(path: Path, folder: Path, values: dict[str, Any]) -> Checkpoint:
+    files = weight_files(folder, None if path.is_dir() else path.name)
+    model = huggingface_rwkv.read(folder, folder / CONFIG, values, files)
+    text = read_text_settings(folder, values, model.config.vocab_size)
+    return replace(
+        model, path=path, tokenizer=text.tokenizer, stop_tokens=text.stop_tokens or model.stop_tokens,
+        chat_template=text.chat_template, sampling=text.sampling,
+        notes=(*model.notes, *([OWN_CODE] if values.get("auto_map") else []), *text.notes),
     )  # fmt: skip
 
 

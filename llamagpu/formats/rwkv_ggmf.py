@@ -25,7 +25,7 @@ FIRST, SECOND = 100, 101  # versions: since the second, blocks are as ggml has t
 TYPES = ("F32", "F16", "Q4_0", "Q4_1", "Q4_1_O", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K",
          "Q5_K", "Q6_K", "Q8_K")  # fmt: skip
 CODES = {name: code for code, name in ggml.NAMES.items()}
-LONGEST_NAME, MOST_AXES, MOST_TENSORS = 128, 3, 1 << 17
+LONGEST_NAME, MOST_AXES, MOST_TENSORS = 128, 3, 1 << 14
 CONVERT = "convert the model again with rwkv.cpp's convert_pytorch_to_ggml.py"
 
 

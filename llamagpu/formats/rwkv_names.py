@@ -6,6 +6,7 @@ here; matrices stay where they are, or are transposed when they are asked for.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec
-from llamagpu.config import LARGEST, ModelConfig
+from llamagpu.config import ModelConfig
 from llamagpu.errors import ModelFormatError, printable
 from llamagpu.quantization import AffineQuant, Deferred
 from llamagpu.rwkv_shapes import MIXES, rwkv_shapes
@@ -74,9 +75,11 @@ class RwkvFile:
 
     def floats(self, name: str) -> NDArray[np.float32]:
         """A small tensor, as float32 [elements]."""
-        tensor = self.take(name)
-        if int(np.prod(tensor.shape, dtype=np.uint64)) > 8 * LARGEST["dim"]:
+        tensor, dim = self.take(name), self.shape("emb.weight", 2)[1]
+        if math.prod(tensor.shape) > len(MIXES["rwkv7"]) * dim:
             raise self.refuse(name, f"is of shape {list(tensor.shape)}, too large for a vector")
+        if not isinstance(tensor, np.ndarray) and not name.endswith(".r_k"):  # which rwkv.cpp takes for a matrix
+            raise self.refuse(name, "is quantised, as no vector is")
         return as_floats(tensor).astype(np.float32).reshape(-1)
 
     def shape(self, name: str, n_axes: int) -> tuple[int, ...]:

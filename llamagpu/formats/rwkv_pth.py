@@ -28,6 +28,7 @@ def knows(root: Any) -> bool:
 def read(file: TorchFile) -> Checkpoint:
     """The model, its tensors views of the file. Raises ModelFormatError."""
     tensors: dict[str, Tensor] = {}
+    bytes_left = file.members.total_bytes()
     for key, tensor in file.root.items():
         name = printable(str(key)[:80])
         if not isinstance(key, str) or not isinstance(tensor, TensorRef):
@@ -36,4 +37,7 @@ def read(file: TorchFile) -> Checkpoint:
             problem = f"is of {tensor.storage.dtype} and shape {list(tensor.shape)}, as no weight is"
             raise ModelFormatError(file.path, name, problem, FETCH)
         tensors[key] = file.array(tensor, name)
+        bytes_left -= tensors[key].nbytes
+        if bytes_left < 0:  # of what is small copies are made, which should not be more than there is
+            raise ModelFormatError(file.path, name, "shares its numbers with another tensor", FETCH)
     return rwkv_checkpoint(RwkvFile(file.path, tensors, processed=False), "RWKV checkpoint")

@@ -108,9 +108,11 @@ def sigmoid(x: Array) -> Array:
 
 
 class Reference:
-    """A sequence of one model. head_eps: of the norm of each head."""
+    """A sequence of one model. head_eps: of the norm of each head. rescale_every: the stream, and all that is added to
+    it, is halved after so many layers: then the eps of a norm is as if it were four times as large; 0: never."""
 
-    def __init__(self, weights: Weights, version: int, head_eps: float = HEAD_EPS) -> None:
+    def __init__(self, weights: Weights, version: int, head_eps: float = HEAD_EPS, rescale_every: int = 0) -> None:
+        self.rescale_every = rescale_every
         self.weights = {name: value.astype(np.float64) for name, value in weights.items()}
         self.version, self.head_eps = version, head_eps
         self.n_layers = sum(name.endswith(".ln1.weight") for name in weights)
@@ -134,12 +136,16 @@ class Reference:
         time_mix = {4: self.time_mix_4, 5: self.time_mix_5, 6: self.time_mix_6, 7: self.time_mix_7}[self.version]
         for i in range(self.n_layers):
             for place, mix, ln in (("att", time_mix, "ln1"), ("ffn", self.channel_mix, "ln2")):
-                h = layernorm(x, w[f"blocks.{i}.{ln}.weight"], w[f"blocks.{i}.{ln}.bias"])
+                h = layernorm(x, w[f"blocks.{i}.{ln}.weight"], w[f"blocks.{i}.{ln}.bias"], self.eps(i))
                 previous, self.before[i, place] = self.before[i, place], h
                 own = {name.removeprefix(f"blocks.{i}.{place}."): value for name, value in w.items()
                        if name.startswith(f"blocks.{i}.{place}.")}  # fmt: skip
                 x = x + mix(own, h, previous, i)
-        return np.asarray(w["head.weight"] @ layernorm(x, w["ln_out.weight"], w["ln_out.bias"]))
+        eps = self.eps(self.n_layers)
+        return np.asarray(w["head.weight"] @ layernorm(x, w["ln_out.weight"], w["ln_out.bias"], eps))
+
+    def eps(self, layer: int) -> float:
+        return float(EPS * 4 ** (layer // self.rescale_every)) if self.rescale_every else EPS
 
     def channel_mix(self, w: dict[str, Array], x: Array, before: Array, i: int) -> Array:
         if self.version == 7:
