@@ -34,7 +34,8 @@ from tests.references.make_huggingface import build
 from tests.references.make_torch_files import STATE_DICT, TRAINING
 from tests.simple_llama_files import simple_llama_file
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes, v1_bytes, v2_bytes
-from tests.tokenizers import tokenizer_json
+from tests.tokenizers import tokenizer_json, vocabularies
+from tests.tokenizers.test_gguf import world_keys
 from tests.torch_files import Saved, entries_of, meta_state, params_of, torch_bytes, write_meta, zip_bytes
 
 Case = bytes | dict[str, bytes]  # a file, or the files of a folder by name
@@ -86,7 +87,9 @@ def seed_files() -> dict[str, list[Case]]:
         "native": native_files,
         "gguf": gguf_seeds(),
         "huggingface": huggingface_folders(),
-        "tokenizer_json": [make() for make in tokenizer_json.KINDS.values()],
+        "tokenizer_json": [*(make() for make in tokenizer_json.KINDS.values()), tokenizer_json.pile_like()],
+        "tokenizer_rwkv_world": world_vocabularies(),
+        "tokenizer_gpt2_pair": [vocabularies.gpt2_pair(vocabularies.gpt2_tokens(n)) for n in (40, 400)],
         "tokenizer_bin": [tokenizer_bin(), tokenizer_bin(raw_byte_dialect=True), tokenizer_bin(32000)],
         "tokenizer_model": [open_checkpoint(demo).tokenizer.data] if demo.exists() else [],  # type: ignore[union-attr]
     }
@@ -123,6 +126,14 @@ def unzipped_folders(shape: Shape) -> list[Case]:
     return [files]
 
 
+def world_vocabularies() -> list[Case]:
+    """Small ones in both ways to write them, and one as large as RWKV's."""
+    small = vocabularies.world_tokens()
+    as_bytes = "".join(f"{i} {token!r} {len(token)}\n" for i, token in enumerate(small, 1)).encode()
+    many = [*small, *(b" %d" % i for i in range(65529 - len(small)))]
+    return [vocabularies.world_file(small), as_bytes, vocabularies.world_file(many)]
+
+
 def gguf_seeds() -> list[Case]:
     """Each version, of small matrices, so that the header is much of the file; and the types of 256 weights."""
     files: list[Case] = []
@@ -132,6 +143,9 @@ def gguf_seeds() -> list[Case]:
         small.version = version
         small.keys |= gguf_files.small_vocabulary()
         files.append(small.to_bytes())
+    world, _ = gguf_files.small_model("llama", shape=gguf_files.Shape(32, 32, 1, 2, 1, 16))
+    world.keys |= world_keys(vocabularies.world_tokens(290), 300)
+    files.append(world.to_bytes())
     large, _ = gguf_files.small_model("llama", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
     return [*files, large.to_bytes()]
 

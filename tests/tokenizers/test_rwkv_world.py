@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 
+import llamagpu
 from llamagpu.checkpoint import TokenizerSpec
-from llamagpu.errors import ModelFormatError
+from llamagpu.convert_command import convert
+from llamagpu.errors import ModelFormatError, UsageError
+from llamagpu.formats import open_checkpoint
 from llamagpu.tokenizers import StreamDecoder, find_beside, open_spec, read_spec
 from llamagpu.tokenizers.rwkv_world import MAX_TOKENS, RWKVWorldTokenizer, unescape
+from tests.small_files import Shape, random_weights, v0_bytes
 from tests.tokenizers.test_tokenizers import random_texts
-from tests.tokenizers.vocabularies import literal, world_file, world_tokens
+from tests.tokenizers.vocabularies import gpt2_pair, gpt2_tokens, literal, world_file, world_tokens
 
 PATH = Path("rwkv_vocab_v20230424.txt")
 TOKENS = world_tokens()
@@ -127,6 +131,35 @@ def test_it_is_told_by_its_first_line_and_found_beside_a_model(name: str, tmp_pa
         assert found is None or found[2] == path
     (tmp_path / "model").mkdir()
     assert find_beside(tmp_path / "model", n) is not None
+
+
+@pytest.mark.parametrize("kind", ["rwkv_world", "gpt2"])
+def test_a_model_is_converted_with_it_and_speaks(kind: str, tmp_path: Path) -> None:
+    """Found beside a model with a few more rows; inside a model.bin it needs no file."""
+    files = {"rwkv_vocab_v20230424.txt": world_file(TOKENS)} if kind == "rwkv_world" else gpt2_pair(gpt2_tokens())
+    (tmp_path / "source").mkdir()
+    for name, data in files.items():
+        (tmp_path / "source" / name).write_bytes(data)
+    n = open_spec(read_spec(tmp_path / "source" / next(iter(files))), tmp_path).vocab_size
+    source, out = tmp_path / "source" / "model.bin", tmp_path / "model.bin"
+    source.write_bytes(v0_bytes(Shape(vocab_size=n + 6), random_weights(Shape(vocab_size=n + 6))))
+    convert(str(source), str(out))
+    checkpoint = open_checkpoint(out)
+    assert checkpoint.tokenizer is not None
+    assert checkpoint.tokenizer.kind == kind
+    texts, ids = [], []
+    for path in (source, out):
+        llm = llamagpu.load(path, "cpu")
+        generation = llm.generate("the 猫", max_tokens=12, temperature=0)
+        texts.append("".join(generation))
+        ids.append([*generation.prompt_tokens, *generation.tokens])
+        assert llm.tokenizer.decode(ids[-1]) == "the 猫" + texts[-1]
+    assert (texts[0], ids[0]) == (texts[1], ids[1])
+    if kind == "rwkv_world":
+        assert llm.generate("", max_tokens=2).prompt_tokens == [0]
+    else:
+        with pytest.raises(UsageError, match="the prompt is empty and this model has no start token"):
+            llm.generate("", max_tokens=2)
 
 
 LINES = world_file(TOKENS).split(b"\n")
