@@ -10,10 +10,10 @@
 #include "weights.cuh"
 
 // A lane per column gets a Product. prologue: run once the previous kernel has ended. row_block: which pairs of rows.
-template <class Row, int COLUMNS, class Prologue>
+template <class Row, int COLUMNS, class Prologue, class Block = GridBlock>
 __device__ __forceinline__ Product row_product(const typename Row::Element* w, const float* x, int in_features,
                                                int out_features, int n_left, Prologue prologue,
-                                               int row_block = blockIdx.x) {
+                                               Block row_block = {}) {
     constexpr int DEPTH = COLUMNS == 1 ? 4 : 2;
     constexpr int STEP = WARP * Row::PER_LOAD;
     const int stride = padded(in_features), lane = threadIdx.x % WARP;

@@ -4,6 +4,12 @@
 // RoPE turns, gate and up), they are stored as a pair: backends/cuda/matrix.py puts rows in that order when it uploads.
 #pragma once
 
+// Which block of a matrix's rows a block of threads makes: the grid's, where a kernel names no other (linear_group.cu).
+// A type and no number, so that it is read where it is used: as an argument it changed the machine code of all.
+struct GridBlock {
+    __device__ __forceinline__ operator int() const { return blockIdx.x; }
+};
+
 struct Product {
     int pair, column;
     float first, second;  // rows 2 * pair and 2 * pair + 1

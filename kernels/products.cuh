@@ -7,11 +7,11 @@
 // (rmsnorm(x) @ w.T) for COLUMNS columns from `first_column` on, n in all. The norm's weight is in x already; squares,
 // eps: activations.cuh. row_block: which rows, for kernels with blocks of several matrices. The whole block must come
 // here.
-template <class W, int COLUMNS>
+template <class W, int COLUMNS, class Block = GridBlock>
 __device__ __forceinline__ Product normed_product(const typename W::Element* w, const typename W::Param* params,
                                                   int group_shift, const typename W::Activation* x,
                                                   const float* squares, int n_squares, float eps, int in_features,
-                                                  int out_features, int n, int row_block = blockIdx.x) {
+                                                  int out_features, int n, Block row_block = {}) {
     const int first_column = blockIdx.y * COLUMNS, n_left = n - first_column, warp = threadIdx.x / WARP;
     float factor = 1.f;
     // while the first weights are on their way

@@ -52,7 +52,8 @@ struct Tiles {
     __host__ __device__ static constexpr int min_blocks(int columns) { return IS_SMALL && columns <= 4 ? 2 : 1; }
 
     // Which Product (product.cuh) a thread ends with: row pair of the matrix, column of the block.
-    __device__ __forceinline__ static int own_pair(int row_block = blockIdx.x) {
+    template <class Block = GridBlock>
+    __device__ __forceinline__ static int own_pair(Block row_block = {}) {
         return row_block * ROW_PAIRS + threadIdx.x % ROW_PAIRS;
     }
     __device__ __forceinline__ static int own_column() { return threadIdx.x / ROW_PAIRS; }
@@ -193,9 +194,9 @@ __device__ __forceinline__ void multiply_block(const typename W::Part (&parts)[2
 
 // Two tiles of the block times COLUMNS columns (4 or 8): each of the first 16 * COLUMNS threads gets one Product.
 // prologue: run once the previous kernel has ended. row_block: which two tiles.
-template <class W, int COLUMNS, class Prologue>
+template <class W, int COLUMNS, class Prologue, class Block = GridBlock>
 __device__ __forceinline__ Product tile_product(const W& w, const unsigned short* x, int in_features, int n_left,
-                                                Prologue prologue, int row_block = blockIdx.x) {
+                                                Prologue prologue, Block row_block = {}) {
     __shared__ float of_warps[TILE_WARPS][COLUMNS][2 * TILE_ROWS];
     constexpr bool TWO = COLUMNS > 4;  // instructions: high and low halves apart
     constexpr int DEPTH = W::DEPTH;

@@ -6,6 +6,7 @@
 //   BF16     8 weights per load: the upper halves of float32.
 #pragma once
 #include "common.cuh"
+#include "product.cuh"
 #include "ptx.cuh"
 
 constexpr int WARPS_PER_BLOCK = 4;  // of dot.cuh
@@ -22,7 +23,8 @@ struct Rows {
     static constexpr int PER_LOAD = 16 / sizeof(T);
     __host__ __device__ static constexpr int min_blocks(int) { return 1; }
     // Which Product (product.cuh) a thread ends with: row pair of the matrix, column of the block.
-    __device__ __forceinline__ static int own_pair(int row_block = blockIdx.x) {
+    template <class Block = GridBlock>
+    __device__ __forceinline__ static int own_pair(Block row_block = {}) {
         return row_block * WARPS_PER_BLOCK + threadIdx.x / WARP;
     }
     __device__ __forceinline__ static int own_column() { return threadIdx.x % WARP; }

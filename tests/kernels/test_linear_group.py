@@ -118,7 +118,7 @@ CASES += [
 SMALL = [case(several(kind), (35, 16, 140), n) for kind in ("F32", "F16", "Q4", "Q8Shortest") for n in (1, 10)]
 SMALL += [case([Shape("Q4", 33, 1, biased=True), Shape("F32", 33, 1, biased=True)], (16, 20), 5)]
 SMALL += [case([Shape(kind, 8, 0, biased=True), Shape(kind, 10, 0, biased=True)], (20,), 2) for kind in FLOATS]
-SMALL += [case([Shape(kind, 16, 0, biased=True), Shape(kind, 32, 0, biased=True)], (20,), 2) for kind in ("Q4", "F32")]
+SMALL += [case([Shape(kind, 32, 0, biased=True), Shape(kind, 16, 0, biased=True)], (20,), 2) for kind in ("Q4", "F32")]
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)
 
 
