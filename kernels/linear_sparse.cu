@@ -83,8 +83,7 @@ __global__ void __launch_bounds__(SPARSE_THREADS, 1)
 #pragma unroll
                 for (int c = 0; c < W::PER_LOAD; c++) sums[c] = fmaf(factors[u], weights[c], sums[c]);
             }
-        }
-        __syncthreads();
+        }  // the next list is written behind the barrier of the next count
     }
 #pragma unroll
     for (int offset = WARP / 2; offset >= SLICE_LANES; offset /= 2)

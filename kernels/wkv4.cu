@@ -1,6 +1,7 @@
 // The time mix of RWKV-4: each channel's mean of its values so far, weighted by exp of their keys, which decay.
 //
-//     y_t = r_t * sum_s(e_ts * v_s) / sum_s(e_ts), e_ts = exp(k_s + (t - 1 - s) * decay) for s < t, e_tt = exp(k_t + bonus)
+//     y_t = r_t * sum_s(e_ts * v_s) / sum_s(e_ts), e_ts = exp(k_s + (t - 1 - s) * decay) where s < t,
+//                                                  e_tt = exp(k_t + bonus)
 //
 // Both sums are kept relative to the largest exponent so far, so no exp overflows.
 //

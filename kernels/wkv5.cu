@@ -6,9 +6,9 @@
 //           one row for all tokens, where decay_step is 0; bonus, norm_weight, norm_bias float32 [n_heads * head_dim];
 //           out is written for its reader (activations.cuh). State: wkv.cuh; head_dim at most HEAD, even or odd.
 // Threads   grid n_heads, a block for a head: its state stays in registers (wkv.cuh) while the tokens pass. They pass
-//           TOKENS at a time, with two barriers: (1) a warp per token puts its vectors into shared memory; (2) every row
-//           goes through these tokens, no barrier between them, and leaves y there, while the next tokens' numbers are on
-//           their way; (3) a warp per token norms y and writes it.
+//           TOKENS at a time, with two barriers: (1) a warp per token puts its vectors into shared memory; (2) every
+//           row goes through these tokens, no barrier between them, and leaves y there, while the next tokens' numbers
+//           are on their way; (3) a warp per token norms y and writes it.
 // Bytes     the state twice, the vectors once. One token: the state is read before the wait for the previous kernel.
 #include "ptx.cuh"
 #include "wkv.cuh"

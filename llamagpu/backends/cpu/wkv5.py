@@ -35,5 +35,5 @@ def wkv5(
     for t in range(n):
         y[t] += (s @ r[t][..., None])[..., 0]
         s *= decays[t][:, None, :]
-        s += values[t][..., None] * k[t][:, None, :]
+        s += np.einsum("hv,hk->hvk", values[t], k[t])
     return head_norm(y, group_norm_weight, group_norm_bias, eps) * g, s

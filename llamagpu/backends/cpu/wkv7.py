@@ -45,11 +45,12 @@ def wkv7(
     keys = (k * (1 + (a - 1) * k_a)).reshape(shape)
     r, w, values = r.reshape(shape), w.reshape(shape), v.reshape(shape)
     s, y = state.copy(), np.empty(shape, np.float32)
+    # what is added to S is one product of two columns and two rows, half the time of two outer products
+    columns, rows = np.stack([values, values], axis=3), np.stack([keys, b], axis=2)
     for t in range(n):
-        forgotten = s @ kk[t][..., None]  # what the state says of this key: [n_heads, head_dim, 1]
+        np.negative((s @ kk[t][..., None])[..., 0], out=columns[t, ..., 1])  # what the state says of this key
         s *= w[t][:, None, :]
-        s -= forgotten * b[t][:, None, :]
-        s += values[t][..., None] * keys[t][:, None, :]
+        s += columns[t] @ rows[t]
         y[t] = (s @ r[t][..., None])[..., 0]
     out = head_norm(y, group_norm_weight, group_norm_bias, eps).reshape(shape)
     out += np.einsum("nhk,nhk,hk->nh", r, keys, r_k.reshape(shape[1:]))[..., None] * values
