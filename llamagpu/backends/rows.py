@@ -44,6 +44,9 @@ class TimeMix:
 class RowOperations(Protocol):
     """What a backend offers as ``rows()``."""
 
+    def check(self, n_heads: int, head_dim: int) -> None:
+        """Raises UsageError for heads that there is no room for."""
+
     def linear_of(self, matrix: Tensor, bias: NDArray[Any] | None = None) -> Linear: ...
 
     def vectors_of(self, vectors: Sequence[NDArray[Any]]) -> Any:

@@ -144,6 +144,7 @@ class MicroRWKV:
     ) -> None:
         """on_loaded_bytes: called with the size of each weight once the backend has it."""
         self.config, self.backend, self.rows = checkpoint.config, backend, backend.rows()
+        self.rows.check(self.config.n_heads, self.config.head_dim)
         load = Loader(checkpoint, backend, on_loaded_bytes)
         self.embedding, self.positions = load.linear("tok_embeddings"), load.linear("position_embeddings")
         self.layers = [load.layer(i) for i in range(self.config.n_layers)]

@@ -62,6 +62,9 @@ def test_weights_are_on_their_way_before_the_wait(family: str, kernel: str, weig
         ("layernorm", "layernorm"),
         ("gated_add", "gated_add"),
         ("linear_sparse", "linear_sparse<BF16>"),
+        ("sliding_attention", "sliding_attention"),
+        ("grouped_attention", "grouped_attention"),
+        ("mix_experts", "mix_experts"),
     ],
 )
 def test_the_others_read_nothing_before_it(family: str, instance: str) -> None:

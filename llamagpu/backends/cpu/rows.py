@@ -39,6 +39,9 @@ class CPURows:
     def __init__(self, backend: CPUBackend) -> None:
         self.backend = backend
 
+    def check(self, n_heads: int, head_dim: int) -> None:
+        """Any are welcome."""
+
     def linear_of(self, matrix: Tensor, bias: NDArray[Any] | None = None) -> Linear:
         return Linear(self.backend.weight(matrix), None if bias is None else bias.astype(np.float32))
 

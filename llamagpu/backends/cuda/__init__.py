@@ -32,11 +32,11 @@ from llamagpu.backends.cuda.matrix import (
     upload_vector,
 )
 from llamagpu.backends.cuda.recurrent import FEW_COLUMNS, CUDARecurrentOps
+from llamagpu.backends.cuda.rows import CUDARows
 from llamagpu.backends.cuda.sampler import RING_SIZE, CUDASampler
 from llamagpu.backends.cuda.vectors import Coming, Residual, Target, Vectors
 from llamagpu.backends.cuda.window_cache import CUDAWindowCache
 from llamagpu.backends.protocol import DecodeState, Forward
-from llamagpu.backends.rows import RowOperations
 from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
 from llamagpu.errors import LlamaGPUError, UsageError
@@ -395,8 +395,8 @@ class CUDABackend(CUDARecurrentOps):
             if n_made + 1 < n_tokens:
                 logits = forward([made], state)
 
-    def rows(self) -> RowOperations:
-        raise UsageError("this model runs on the CPU alone: --device cpu")
+    def rows(self) -> CUDARows:
+        return CUDARows(self)
 
 
 def capture(device: Device, step: Callable[[], None]) -> Graph:

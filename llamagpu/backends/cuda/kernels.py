@@ -53,6 +53,9 @@ INSTANCES: dict[str, tuple[str, ...]] = {
     "wkv5": tuple(f"wkv5<{head}>" for head in WKV_HEADS),
     "wkv7": tuple(f"wkv7<{head}>" for head in WKV_HEADS),
     "linear_sparse": tuple(f"linear_sparse<{w}>" for w in FLOATS),
+    "sliding_attention": ("sliding_attention",),
+    "grouped_attention": ("grouped_attention",),
+    "mix_experts": ("mix_experts",),
     "sample": ("sample_scan", "sample_pick"),
 }
 
