@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llamagpu.backends.cuda.recurrent_state import SLOTS
 from llamagpu.backends.recurrent import wkv_shape
 from llamagpu.checkpoint import Checkpoint, Tensor, memory_shapes
 from llamagpu.config import ModelConfig
@@ -25,7 +26,7 @@ def rows_of(checkpoint: Checkpoint, about_tokenizer: str, positions: int) -> lis
     kv_bytes = positions * config.kv_bytes_per_token() if config.keeps_keys else 0
     on_cpu = cpu_weight_bytes(checkpoint) + kv_bytes + state_bytes(config)
     on_gpu = held + kv_bytes // (1 if config.mem_len or not kv_bytes or is_float32(checkpoint) else 2)
-    on_gpu += state_bytes(config)
+    on_gpu += state_bytes(config) * (SLOTS if config.recurrent else 1)
     rows = [
         ("file", f"{printable(str(checkpoint.path))} ({human_bytes(bytes_of(checkpoint.path))})"),
         ("format", checkpoint.format),

@@ -1,6 +1,6 @@
 """The operations of backends/rows.py as launches, all tokens of a call at once.
 
-A recurrence keeps its state in a ring of SLOTS copies (kernels/token_shift.cu, wkv.cuh): a call of n tokens reads the
+A recurrence keeps its state in a ring of SLOTS copies (kernels/slots.cuh): a call of n tokens reads the
 slot of the tokens before it and writes that of those after it.
 """
 
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from llamagpu.backends.cpu.activate import Activation
 from llamagpu.backends.cuda import launches, micro_rwkv_launches, recurrent_launches, wkv_launches
 from llamagpu.backends.cuda.cache import MAX_PROMPT_CHUNK
 from llamagpu.backends.cuda.device import Device, DeviceArray
 from llamagpu.backends.cuda.matrix import DeviceMatrix, pad_rows, padded, upload_vector
-from llamagpu.backends.cuda.recurrent_launches import SLOTS, Norm, NormKind, ShiftRing
+from llamagpu.backends.cuda.recurrent_launches import Norm, NormKind, ShiftRing
+from llamagpu.backends.cuda.recurrent_state import SLOTS
 from llamagpu.backends.cuda.vectors import Target
+from llamagpu.backends.recurrent import Activation
 from llamagpu.backends.rows import Linear, TimeMix
 from llamagpu.checkpoint import Tensor
 from llamagpu.errors import UsageError
