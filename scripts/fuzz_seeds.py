@@ -32,6 +32,7 @@ from tests.memory_model_files import (
     training_args,
     training_state,
 )
+from tests.micro_rwkv_files import MicroShape, micro_bytes
 from tests.references.make_huggingface import build
 from tests.references.make_torch_files import STATE_DICT, TRAINING
 from tests.references.rwkv_reference import VERSIONS
@@ -80,6 +81,7 @@ def seed_files() -> dict[str, list[Case]]:
         ],
         "meta_unzipped": unzipped_folders(untied),
         "torch_training": [path.read_bytes() for path in (TRAINING, STATE_DICT)],
+        "micro_rwkv": [micro_bytes(MicroShape()), micro_bytes(MicroShape(bias=True), prefix="_orig_mod.")],
         "tokenizer_tiktoken": [b"".join(base64.b64encode(t) + b" %d\n" % i for i, t in enumerate(tokens))],
         "llama2c_v0": [v0_bytes(shape, weights), v0_bytes(untied, untied_weights), v0_bytes(large, large_weights)],
         "llama2c_v1": [v1_bytes(shape, weights), v1_bytes(untied, untied_weights), v1_bytes(large, large_weights)],

@@ -105,7 +105,9 @@ def read_config(path: Path, arguments: Mapping[Any, Any]) -> ModelConfig:
         if name in ("dropout", "bias"):
             continue
         if type(value) is not int or not 1 <= value <= LARGEST_WIDTH:
-            raise refuse(name, f"is {str(value)[:40]}, must be a whole number from 1 to {LARGEST_WIDTH}")
+            # even to print a list of lists may take forever
+            shown = str(value)[:40] if isinstance(value, str | int | float | None) else type(value).__name__
+            raise refuse(name, f"is {shown}, must be a whole number from 1 to {LARGEST_WIDTH}")
     if type(arguments["dropout"]) not in (int, float) or not 0 <= arguments["dropout"] <= 1:
         raise refuse("dropout", "must be a number from 0 to 1")  # of training alone
     if type(arguments["bias"]) is not bool:

@@ -107,6 +107,14 @@ def test_native_file_round_trip(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(tensor), np.asarray(checkpoint.tensors[name]))
 
 
+def nested(depth: int) -> list[Any]:
+    """Two of a list of two, and so on."""
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
 def args(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda saved: saved["model_args"].update({name: value})
 
@@ -124,6 +132,8 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a billion layers": (args("n_layer", 10**9), "n_layer is 1000000000"),
     "layers that are a text": (args("n_layer", "2"), "n_layer is 2"),
     "true layers": (args("n_layer", True), "n_layer is True"),
+    "layers that would take forever to print": (args("n_layer", nested(8)), "n_layer is list, must be"),
+    "layers that are nan": (args("n_layer", float("nan")), "n_layer is nan"),
     "more layers than there are": (args("n_layer", 3), r"h\.2\.tmix\.time_maa_k is missing"),
     "fewer layers": (args("n_layer", 1), r"transformer\.h\.1\.\S+ is a tensor that no MicroRWKV has"),
     "another width": (args("n_embd", 24), "dim is 16"),
