@@ -56,7 +56,7 @@ def bench(
 
     Args:
         model: A model file, or demo, which it is by default.
-        shape: Instead of a file, random weights of the shape llama2-7b, llama2-13b, llama2-70b, llama3-8b, llama3.2-1b.
+        shape: Instead of a file, random weights: llama2-7b, -13b, -70b, llama3-8b, llama3.2-1b, rwkv7-0.4b, -1.5b, -2.9b, -7b.
         bits: Of the random weights, 4, 8 or 16. By default 4.
         head_bits: Of the embedding and the head. By default as bits; 16 leaves them float16.
         group_size: Random weights of 4 and 8 bits that share a scale: 16, 32, 64, ... By default 128.
@@ -102,6 +102,8 @@ def bench(
     else:
         checkpoint = open_checkpoint(model_path(model or DEMO))
         subject = Subject(model or DEMO, checkpoint, chosen)
+    if peer is not None and not subject.checkpoint.config.keeps_keys:
+        raise UsageError(f"--peer: transformers has no {subject.checkpoint.config.architecture} to compare with")
     say(": ".join(filter(None, (f"measuring on {chosen.description}", chosen.why_not_gpu))))
     bars: dict[str, ProgressBar] = {}
     try:
