@@ -56,7 +56,7 @@ def bench(
 
     Args:
         model: A model file, or demo, which it is by default.
-        shape: Not a file but random weights: llama2-7b, -13b, -70b, llama3-8b, llama3.2-1b, rwkv7-0.4b, -1.5b, -2.9b, -7b.
+        shape: Random weights, no file: llama2-7b, -13b, -70b, llama3-8b, llama3.2-1b, rwkv7-0.4b, -1.5b, -2.9b, -7b.
         bits: Of the random weights, 4, 8 or 16. By default 4.
         head_bits: Of the embedding and the head. By default as bits; 16 leaves them float16.
         group_size: Random weights of 4 and 8 bits that share a scale: 16, 32, 64, ... By default 128.

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llamagpu.backends.recurrent import Activation
 from llamagpu.checkpoint import Tensor
-
-if TYPE_CHECKING:
-    from llamagpu.backends.cpu.activate import Activation
 
 Rows = Any  # of the backend
 Floats = NDArray[np.float32]

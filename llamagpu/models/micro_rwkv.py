@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagpu.backends.cpu.activate import Activation
 from llamagpu.backends.protocol import Array, Backend
+from llamagpu.backends.recurrent import Activation
 from llamagpu.backends.rows import Linear, Rows, TimeMix
 from llamagpu.checkpoint import Checkpoint, Tensor
 from llamagpu.micro_rwkv_shapes import CHANNEL_MIXED, TIME_MIXED

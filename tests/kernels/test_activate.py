@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llamagpu.backends.cpu.activate import Activation, activate
+from llamagpu.backends.cpu.activate import activate
 from llamagpu.backends.cuda import recurrent_launches
 from llamagpu.backends.cuda.device import Device
 from llamagpu.backends.cuda.matrix import upload_vector
+from llamagpu.backends.recurrent import Activation
 from tests.kernels.harness import TOLERANCE_F32, Arrays, Case, download_rows, random, twin_tests, upload_rows
 
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from llamagpu.backends.cpu.activate import Activation
 from llamagpu.backends.cpu.linear import linear, linear_group
 from llamagpu.backends.cpu.split_bf16 import split_bf16
 from llamagpu.backends.cuda import CUDABackend, launches, recurrent_launches
@@ -16,7 +15,7 @@ from llamagpu.backends.cuda.device import Device, DeviceArray
 from llamagpu.backends.cuda.kernels import FLOATS, TILES, WEIGHTS
 from llamagpu.backends.cuda.matrix import padded
 from llamagpu.backends.cuda.matrix_group import MatrixGroup, upload_group
-from llamagpu.backends.recurrent import Segment
+from llamagpu.backends.recurrent import Activation, Segment
 from llamagpu.checkpoint import Tensor
 from llamagpu.errors import UsageError
 from llamagpu.quantization import RandomMatrix

@@ -7,8 +7,6 @@ from numpy.typing import NDArray
 
 from llamagpu.backends.recurrent import Activation
 
-__all__ = ["Activation", "activate", "sigmoid"]
-
 
 def activate(
     x: NDArray[np.float32], activation: Activation, bias: NDArray[np.float32] | None = None

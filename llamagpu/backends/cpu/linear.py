@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagpu.backends.cpu.activate import Activation, activate
+from llamagpu.backends.cpu.activate import activate
 from llamagpu.backends.cpu.linear_affine import linear_affine
+from llamagpu.backends.recurrent import Activation
 from llamagpu.quantization import AffineQuant, Int8Matrix
 
 Matrix = NDArray[np.float32] | Int8Matrix | AffineQuant

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagpu.backends.cpu.activate import Activation, activate
+from llamagpu.backends.cpu.activate import activate
 from llamagpu.backends.cpu.gated_add import gated_add
 from llamagpu.backends.cpu.grouped_attention import grouped_attention
 from llamagpu.backends.cpu.layernorm import layernorm
@@ -18,6 +18,7 @@ from llamagpu.backends.cpu.mix_experts import mix_experts
 from llamagpu.backends.cpu.sliding_attention import sliding_attention
 from llamagpu.backends.cpu.token_shift import norm_shift_mix, unit_rms
 from llamagpu.backends.cpu.wkv5 import wkv5
+from llamagpu.backends.recurrent import Activation
 from llamagpu.backends.rows import Linear, TimeMix
 from llamagpu.checkpoint import Tensor
 
