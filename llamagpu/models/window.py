@@ -21,7 +21,7 @@ def check_window(config: ModelConfig, window: int, sinks: int, kv_bits: int = 16
         if type(value) is not int or not smallest <= value <= MOST:
             raise UsageError(f"{name} must be a whole number from {smallest}, not {value}")
     if not keeps_every_token(config):
-        what = "has a memory of its own" if config.mem_len else "reads its text anew for each"
+        what = "has a memory of its own" if config.keeps_keys else "reads its text anew for each"
         raise UsageError(f"--window is for models that keep every token: {config.architecture} {what}")
     if config.sliding_window:
         raise UsageError(
