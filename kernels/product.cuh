@@ -7,7 +7,7 @@
 // Which block of a matrix's rows a block of threads makes: the grid's, where a kernel names no other (linear_group.cu).
 // A type and no number, so that it is read where it is used: as an argument it changed the machine code of all.
 struct GridBlock {
-    __device__ __forceinline__ operator int() const { return blockIdx.x; }
+    __device__ __forceinline__ operator unsigned() const { return blockIdx.x; }
 };
 
 struct Product {
