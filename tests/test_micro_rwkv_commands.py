@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,20 @@ def test_perplexity_and_what_the_approximation_costs(
     shown = capsys.readouterr()
     assert "KL divergence   0.00000" not in shown.out
     assert micro_rwkv_recurrent.NOTE in shown.err
+
+
+def test_gpt2s_tokenizer_beside_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As many tokens as GPT-2 has, and 47 rows more, which are never drawn."""
+    path = tmp_path / "ckpt-500.pt"
+    path.write_bytes(micro_bytes(MicroShape(8, 1, 2, 4, 50304, 1, 1, 2)))
+    tokens = [bytes([byte]) for byte in range(256)] + [b"%05d" % n for n in range(50000)]
+    ranks = (b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens))
+    (tmp_path / "gpt2.tiktoken").write_bytes(b"".join(ranks))
+    llm = load(path, "cpu")
+    assert llm.tokenizer.vocab_size == llm.config.vocab_size == 50257
+    generation = llm.generate("Once", 20, seed=1)
+    "".join(generation)
+    assert (generation.stop_reason, len(generation.tokens)) == ("max_tokens", 20)
+    assert generation.prompt_tokens == llm.tokenizer.encode("Once")
+    with pytest.raises(UsageError, match="the prompt is empty and this model has no start token"):
+        run(str(path), "", device="cpu")
