@@ -5,8 +5,8 @@
 // Shapes    x float32 [n][dim]; weight, bias float32 [dim], null but for LAYER_NORM; mixes float32 [n_mixes][dim], or,
 //           where mix_per_token says so, [n_mixes][n][dim]; rows float32 [n_mixes][n][dim], all padded; split as
 //           activations.cuh has it, [n_mixes * n] vectors. One of rows and split may be null.
-// State     a ring (slots.cuh), slot s at shifts + s * slot_step, float32 [dim]. position int32 [1], the tokens before
-//           this call; where `keep` is not set the slot after it is not written. shifts null: h[-1] is zero and nothing
+// State     a ring (slots.cuh), slot s at shifts + s * slot_step, float32 [dim]. position int32 [1], the number of
+//           this call; where `keep` is not set no slot is written. shifts null: h[-1] is zero and nothing
 //           is kept.
 // Threads   grid (slices, n), block SHIFT_THREADS. A block makes a slice of the channels, a thread every
 //           slices * SHIFT_THREADS-th, of all mixes of one token. It finds the norms of the rows it needs by itself,
@@ -51,9 +51,9 @@ extern "C" __global__ void __launch_bounds__(SHIFT_THREADS)
     const float* row = x + static_cast<size_t>(token) * stride;
     const float* last_row = x + static_cast<size_t>(n - 1) * stride;
     const bool reads_state = shifts && token == 0, writes_state = reads_state && keep;
-    const int start = reads_state ? *position : 0;
-    const float* kept = slot_of(shifts, slot_step, start);
-    float* keeps = slot_of(shifts, slot_step, start + n);
+    const int call = reads_state ? *position : 0;
+    const float* kept = slot_of(shifts, slot_step, call);
+    float* keeps = slot_of(shifts, slot_step, call + 1);
     float own_x, before_x = 0.f, last_x = 0.f, state = 0.f;
     auto load_inputs = [&] {  // of channel k; before the norms are known, since each load takes as long as a norm
         if (k >= dim) return;

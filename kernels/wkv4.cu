@@ -24,8 +24,8 @@ extern "C" __global__ void __launch_bounds__(WKV4_THREADS)
     const int channel = blockIdx.x * WKV4_THREADS + threadIdx.x;
     if (channel >= dim) return;
     const Writer writer = {rows, split, place, dim};
-    const int start = __ldcg(position);
-    const float* before = slot_of(state, slot_step, start) + channel;
+    const int call = __ldcg(position);
+    const float* before = slot_of(state, slot_step, call) + channel;
     float sum_v = __ldcg(before), sum_1 = __ldcg(before + dim), largest = __ldcg(before + 2 * dim);
     const float w = decay[channel], u = bonus[channel];
     if (n > 0) wait_for_previous_kernel();  // always; as in dot.cuh
@@ -56,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(WKV4_THREADS)
             sum_1 = fmaf(e_decayed, sum_1, e_new);
         }
     }
-    float* after = slot_of(state, slot_step, start + n) + channel;
+    float* after = slot_of(state, slot_step, call + 1) + channel;
     after[0] = sum_v;
     after[dim] = sum_1;
     after[2 * dim] = largest;

@@ -29,10 +29,10 @@ __global__ void __launch_bounds__(HeadState<HEAD>::THREADS, 1)
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int dim = gridDim.x * head_dim, first_channel = blockIdx.x * head_dim;
     const Writer writer = {rows, split, place, dim};
-    const int start = __ldcg(position), of_head = first_channel * head_dim;
+    const int call = __ldcg(position), of_head = first_channel * head_dim;
 
     Head head;
-    head.load(slot_of(state, slot_step, start) + of_head, head_dim);
+    head.load(slot_of(state, slot_step, call) + of_head, head_dim);
     keep(constants[BONUS], bonus, head_dim);
     keep(constants[NORM_WEIGHT], norm_weight, head_dim);
     keep(constants[NORM_BIAS], norm_bias, head_dim);
@@ -107,5 +107,5 @@ __global__ void __launch_bounds__(HeadState<HEAD>::THREADS, 1)
             }
         }
     }
-    head.save(slot_of(state, slot_step, start + n) + of_head, head_dim);
+    head.save(slot_of(state, slot_step, call + 1) + of_head, head_dim);
 }

@@ -61,8 +61,8 @@ class RowOperations(Protocol):
     def load_state(self, state: Any, arrays: Mapping[str, NDArray[Any]], length: int) -> None:
         """The inverse, after ``length`` tokens."""
 
-    def advance(self, state: Any, length: int) -> None:
-        """The tokens of this call are part of the state, which so has ``length``: after all layers."""
+    def advance(self, state: Any) -> None:
+        """The tokens of this call are part of the state: after all layers. One that is broken off before leaves it."""
 
     def embedding(self, table: Linear, tokens: Sequence[int], positions: Linear, rows: Sequence[int]) -> Rows:
         """x [n, dim]: rows ``tokens`` of the table, and on each a row of the positions: ``rows``. It is a forward

@@ -59,8 +59,8 @@ class RecurrentMicroRWKV(MicroRWKV):
             rows.add(x, self._time_mix(x, layer, True, state.rows, i))
             self._channel_mix(x, layer, state.rows, i)
             self._experts(x, layer)
+        rows.advance(state.rows)
         state.length += len(tokens)
-        rows.advance(state.rows, state.length)
         if len(logits):
             rows.head(x, self.norm, config.norm_eps, self.embedding, logits)
 

@@ -149,7 +149,7 @@ class RWKV(ABC):
             for i in range(self.config.n_layers):
                 x, carried = self.time_mix(x, i, state, carried)
                 x = self.channel_mix(x, i, state)
-            state.length += len(tokens)
+            state.advance(len(tokens))
             return backend.layernorm_head(x, self.norm, self.head, eps, n_logits)
 
     def new_state(self, options: StateOptions) -> Any:

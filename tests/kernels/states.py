@@ -17,26 +17,26 @@ SPARE = 4  # numbers between two slots, which belong to nobody
 class StateRing:
     def __init__(self, device: Device, state: Floats, position: int) -> None:
         self.device, self.shape, self.slot_step = device, state.shape, state.size + SPARE
-        self.start = position
+        self.call = position
         self.position = device.upload(np.asarray([position], np.int32))
         ring = np.full((SLOTS, self.slot_step), np.nan, np.float32)
         ring[position % SLOTS, : state.size] = state.reshape(-1)
         self.state = device.upload(ring)
         self.before = ring
 
-    def read(self, n: int) -> NDArray[Any]:
-        """The state n tokens later; all else must be as it was."""
+    def read(self) -> NDArray[Any]:
+        """The state after the call; all else must be as it was."""
         ring = self.device.download(self.state)
-        slot = (self.start + n) % SLOTS
+        slot = (self.call + 1) % SLOTS
         self.before[slot, :-SPARE] = ring[slot, :-SPARE]
         assert ring.tobytes() == self.before.tobytes(), "wrote beside its slot"
         return ring[slot, :-SPARE].reshape(self.shape)
 
-    def advance(self, n: int) -> None:
+    def advance(self) -> None:
         """What lies between two calls."""
         self.before = self.device.download(self.state)
-        self.start += n
-        self.device.copy(self.position, np.asarray([self.start], np.int32))
+        self.call += 1
+        self.device.copy(self.position, np.asarray([self.call], np.int32))
 
 
 def shares(*shape: int, seed: int) -> Floats:

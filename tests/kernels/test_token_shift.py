@@ -81,7 +81,7 @@ def case(
         if shifts is not None:
             after = np.append(device.download(shifts), np.full(GAP, 7, np.float32)).reshape(SLOTS, step)
             assert (after[:, dim:] == 7).all(), "wrote to another layer's state"
-            written = (position + n) % SLOTS if position is not None and keep else None
+            written = (position + 1) % SLOTS if position is not None and keep else None
             others = [slot for slot in range(SLOTS) if slot != written]
             assert (after[others, :dim] == states[others]).all(), "wrote to another slot"
             results["states"] = after[:, :dim]
@@ -98,7 +98,7 @@ def case(
         if position is not None:
             results["states"] = states.copy()
             if keep:
-                results["states"][(position + n) % SLOTS] = last
+                results["states"][(position + 1) % SLOTS] = last
         return results
 
     state = "no state" if position is None else f"at {position}" + " kept" * keep
@@ -126,7 +126,7 @@ test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASE
 
 
 def test_calls_of_some_tokens_each_are_one_call_of_all(device: Device) -> None:
-    """The host says how many tokens came before; each call takes up where the last one was, or where it says."""
+    """The host says which call it is; each takes up where the one before it was, and one that is made again does too."""
     dim, n_mixes = 300, 2
     x, weight, bias = random(12, dim), random(1, dim, seed=1)[0], random(1, dim, seed=2)[0]
     mixes = random(n_mixes, dim, seed=3)
@@ -135,9 +135,11 @@ def test_calls_of_some_tokens_each_are_one_call_of_all(device: Device) -> None:
     shifts, position = device.zeros((SLOTS * dim,), np.float32), device.zeros((1,), np.int32)
     whole, _ = norm_shift_mix(x, lambda rows: layernorm(rows, weight, bias, EPS), np.zeros(dim, np.float32), mixes)
     # 5 tokens, 4 more in single steps, of which the last two are dropped and made again, then the rest
-    for start, stop in ((0, 5), (5, 6), (6, 7), (7, 8), (8, 9), (7, 8), (8, 12)):
+    for call, start, stop in (
+        (0, 0, 5), (1, 5, 6), (2, 6, 7), (3, 7, 8), (4, 8, 9), (3, 7, 8), (4, 8, 12),
+    ):  # fmt: skip
         n = stop - start
-        device.copy(position, np.asarray([start], np.int32))
+        device.copy(position, np.asarray([call], np.int32))
         rows = unwritten(device, n_mixes * n, padded(dim))
         recurrent_launches.norm_shift_mix(
             device, upload_rows(device, x[start:stop]), dim, n, norm, ShiftRing(shifts, dim, position), on_device,

@@ -54,8 +54,8 @@ def run_on(device: Device, given: Inputs, position: int, sizes: list[int], form:
             n, n_heads, head_dim, EPS, ring.state, ring.slot_step, ring.position, written.target,
         )  # fmt: skip
         ys.append(written.read())
-        new = ring.read(n)
-        ring.advance(n)
+        new = ring.read()
+        ring.advance()
         first += n
     return {"y": np.concatenate(ys), "state": new}
 

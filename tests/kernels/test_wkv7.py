@@ -76,8 +76,8 @@ def run_on(device: Device, given: Inputs, position: int, sizes: list[int], form:
         )  # fmt: skip
         ys.append(written.read())
         firsts.append(download_rows(device, v_first, dim))
-        new = ring.read(n)
-        ring.advance(n)
+        new = ring.read()
+        ring.advance()
         first += n
     return {"y": np.concatenate(ys), "state": new, "v_first": np.concatenate(firsts)}
 

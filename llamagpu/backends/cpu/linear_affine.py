@@ -21,6 +21,8 @@ BLOCK_BYTES = 1 << 17  # of q that are widened at a time: as float32 they still 
 def linear_affine(x: Floats, w: AffineQuant) -> Floats:
     """x @ w.T. x: [n, in_features], not permuted; result: [n, out_features]."""
     n, (out_features, in_features) = len(x), w.shape
+    if n == 0:  # of a prompt's chunks only the last has logits
+        return np.empty((0, out_features), np.float32)
     if w.perm is not None:
         x = x[:, w.perm]
     n_tiles, n_blocks = w.q.shape[:2]

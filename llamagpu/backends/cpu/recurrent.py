@@ -27,15 +27,39 @@ Norm = tuple[Floats, Floats]
 LEAST_ZEROS = 0.6  # from this share on skipping them is faster: scripts/measure_sparse
 
 
-@dataclass
 class CPURecurrentState:
-    """shifts float32 [n_layers, 2, dim]; wkv float32 [n_layers, ...]: see ``empty_state``."""
+    """now: the arrays of ``empty_state``, which a call reads; coming: as many, which its layers write.
 
-    shifts: Floats
-    wkv: Floats
-    length: int = 0
-    room: None = None
+    They are swapped when all layers have: a call that was broken off is made again from what it was.
+    """
+
+    room = None
     rewindable = False
+
+    def __init__(self, config: ModelConfig) -> None:
+        # length, now, coming: one value, so that an interruption finds all or none of them changed
+        self._held = 0, empty_state(config), empty_state(config)
+
+    @property
+    def length(self) -> int:
+        return self._held[0]
+
+    @length.setter
+    def length(self, n: int) -> None:
+        self._held = (n, *self._held[1:])
+
+    @property
+    def now(self) -> dict[str, Floats]:
+        return self._held[1]
+
+    @property
+    def coming(self) -> dict[str, Floats]:
+        return self._held[2]
+
+    def advance(self, n: int) -> None:
+        """n tokens have gone through all layers."""
+        length, now, coming = self._held
+        self._held = length + n, coming, now
 
 
 @dataclass(frozen=True)
@@ -59,14 +83,14 @@ class CPURecurrentOps:
         raise NotImplementedError
 
     def recurrent_state(self, config: ModelConfig) -> CPURecurrentState:
-        arrays = empty_state(config)
-        return CPURecurrentState(arrays["shifts"], arrays["wkv"])
+        return CPURecurrentState(config)
 
     def save_recurrent(self, state: CPURecurrentState) -> dict[str, Floats]:
-        return {"shifts": state.shifts.copy(), "wkv": state.wkv.copy()}
+        return {name: array.copy() for name, array in state.now.items()}
 
     def load_recurrent(self, state: CPURecurrentState, arrays: Mapping[str, NDArray[Any]]) -> None:
-        state.shifts[:], state.wkv[:] = arrays["shifts"], arrays["wkv"]
+        for name, array in state.now.items():
+            array[:] = arrays[name]
 
     def mixes(self, vectors: Sequence[Floats]) -> Floats:
         return np.stack(vectors)
@@ -98,10 +122,10 @@ class CPURecurrentOps:
         place: int,
         keep: bool = True,
     ) -> Floats:
-        previous = state.shifts[layer, place]
+        previous = state.now["shifts"][layer, place]
         mixed, last = norm_shift_mix(x, lambda rows: layernorm(rows, *norm, eps), previous, np.asarray(mixes))
         if keep:
-            state.shifts[layer, place] = last
+            state.coming["shifts"][layer, place] = last
         return mixed
 
     def multiply(self, bundle: Sequence[Floats], group: list[tuple[Matrix, Segment]]) -> list[Floats]:
@@ -114,7 +138,7 @@ class CPURecurrentOps:
         self, bundle: Sequence[Floats], decay: Floats, bonus: Floats, state: CPURecurrentState, layer: int
     ) -> Floats:
         r, k, v = bundle
-        y, state.wkv[layer] = wkv4(r, k, v, decay, bonus, state.wkv[layer])
+        y, state.coming["wkv"][layer] = wkv4(r, k, v, decay, bonus, state.now["wkv"][layer])
         return y
 
     def wkv5(
@@ -128,7 +152,8 @@ class CPURecurrentOps:
         layer: int,
     ) -> Floats:
         r, k, v, g = bundle[:4]
-        y, state.wkv[layer] = wkv5(r, k, v, g, decay, bonus, *norm, config.group_norm_eps, state.wkv[layer])
+        before = state.now["wkv"][layer]
+        y, state.coming["wkv"][layer] = wkv5(r, k, v, g, decay, bonus, *norm, config.group_norm_eps, before)
         return y
 
     def wkv7(
@@ -145,8 +170,9 @@ class CPURecurrentOps:
         r, k, v = bundle[:3]
         decay, a, g = thin[:3]
         v_mix = None if v_first is None else thin[3]
-        y, state.wkv[layer], used = wkv7(
-            r, decay, k, v, a, g, v_mix, v_first, *vectors, *norm, config.group_norm_eps, state.wkv[layer]
+        before = state.now["wkv"][layer]
+        y, state.coming["wkv"][layer], used = wkv7(
+            r, decay, k, v, a, g, v_mix, v_first, *vectors, *norm, config.group_norm_eps, before
         )
         return y, used if v_first is None else v_first
 

@@ -30,10 +30,11 @@ Floats = NDArray[np.float32]
 
 @dataclass
 class CPURowState:
-    """shifts [n_layers, 2, dim], wkv [n_layers, n_heads, head_dim, head_dim]."""
+    """now: shifts [n_layers, 2, dim], wkv [n_layers, n_heads, head_dim, head_dim], which a call reads; coming: as many,
+    which its layers write."""
 
-    shifts: Floats
-    wkv: Floats
+    now: tuple[Floats, Floats]
+    coming: tuple[Floats, Floats]
 
 
 class CPURows:
@@ -50,18 +51,19 @@ class CPURows:
         return np.stack([vector.astype(np.float32) for vector in vectors])
 
     def state(self, n_layers: int, config: TimeMix) -> CPURowState:
-        dim = config.n_heads * config.head_dim
-        wkv = np.zeros((n_layers, config.n_heads, config.head_dim, config.head_dim), np.float32)
-        return CPURowState(np.zeros((n_layers, 2, dim), np.float32), wkv)
+        shifts = (n_layers, 2, config.n_heads * config.head_dim)
+        wkv = (n_layers, config.n_heads, config.head_dim, config.head_dim)
+        now, coming = ((np.zeros(shifts, np.float32), np.zeros(wkv, np.float32)) for _ in range(2))
+        return CPURowState(now, coming)
 
     def save_state(self, state: CPURowState) -> dict[str, Floats]:
-        return {"shifts": state.shifts.copy(), "wkv": state.wkv.copy()}
+        return {"shifts": state.now[0].copy(), "wkv": state.now[1].copy()}
 
     def load_state(self, state: CPURowState, arrays: Mapping[str, NDArray[Any]], length: int) -> None:
-        state.shifts[:], state.wkv[:] = arrays["shifts"], arrays["wkv"]
+        state.now[0][:], state.now[1][:] = arrays["shifts"], arrays["wkv"]
 
-    def advance(self, state: CPURowState, length: int) -> None:
-        """What a layer writes is there at once."""
+    def advance(self, state: CPURowState) -> None:
+        state.now, state.coming = state.coming, state.now
 
     def embedding(self, table: Linear, tokens: Sequence[int], positions: Linear, rows: Sequence[int]) -> Floats:
         x = embedding(table.matrix, np.asarray(tokens, np.int64))
@@ -76,10 +78,10 @@ class CPURows:
         state: CPURowState | None = None,
         place: tuple[int, int] = (0, 0),
     ) -> Sequence[Floats]:
-        previous = np.zeros(x.shape[1], np.float32) if state is None else state.shifts[place]
+        previous = np.zeros(x.shape[1], np.float32) if state is None else state.now[0][place]
         mixed, last = norm_shift_mix(x, unit_rms if normed else lambda rows: rows, previous, mixes)
         if state is not None:
-            state.shifts[place] = last
+            state.coming[0][place] = last
         return list(mixed)
 
     def linear(self, name: str, x: Floats, w: Linear, activation: Activation | None = None) -> Floats:
@@ -98,10 +100,10 @@ class CPURows:
     ) -> Floats:
         nothing = np.zeros((w.n_heads, w.head_dim, w.head_dim), np.float32)
         decay, bonus, norm_weight, norm_bias = w.vectors
-        before = nothing if state is None else state.wkv[layer]
+        before = nothing if state is None else state.now[1][layer]
         y, last = wkv5(r, k, v, g, decay, bonus, norm_weight, norm_bias, w.eps, before)
         if state is not None:
-            state.wkv[layer] = last
+            state.coming[1][layer] = last
         return y
 
     def add(self, x: Floats, delta: Floats, gate: Floats | None = None) -> None:

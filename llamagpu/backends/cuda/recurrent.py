@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from llamagpu.backends.cuda import launches, recurrent_launches, wkv_launches
 from llamagpu.backends.cuda.device import Device, DeviceArray
-from llamagpu.backends.cuda.matrix import DeviceMatrix, pad_rows, padded, stored, tiled, upload
+from llamagpu.backends.cuda.matrix import ROW_PADDING, DeviceMatrix, pad_rows, padded, stored, tiled, upload
 from llamagpu.backends.cuda.matrix_group import MatrixGroup, upload_group
 from llamagpu.backends.cuda.recurrent_launches import NormKind
 from llamagpu.backends.cuda.recurrent_state import CUDARecurrentState
@@ -164,7 +164,9 @@ class CUDARecurrentOps:
 
     def multiply(self, bundle: Bundle, group: MatrixGroup) -> Bundle:
         n, widths = bundle.n, tuple(segment.matrix.out_features for segment in group.segments)
-        y = Bundle(n, widths, self.scratch(f"group {widths}", n, group.out_width))
+        # where there is padding, each number of tokens has a place of its own: else one's padding is another's data
+        layout = f" of {n}" if any(width % ROW_PADDING for width in widths) else ""
+        y = Bundle(n, widths, self.scratch(f"group {widths}{layout}", n, group.out_width))
         reads_split = any(launch.tiled for launch in group.launches)
         if n <= FEW_COLUMNS and (bundle.split is not None or not reads_split):
             recurrent_launches.linear_group(self.device, group, bundle.rows, bundle.split, n, y.rows)
@@ -248,7 +250,8 @@ class CUDARecurrentOps:
         if n <= FEW_COLUMNS:
             vectors = self.read("hidden", h, w)
             if gate is None:
-                squares = self.scratch("squares that nobody reads", FEW_COLUMNS, launches.n_squares(w))
+                n_squares = launches.n_squares(w)
+                squares = self.scratch(f"squares that nobody reads {n_squares}", FEW_COLUMNS, n_squares)
                 launches.linear_add(self.device, w, vectors, n, x, Target(squares=squares))
                 return x
             delta = self.scratch("delta", n, width)

@@ -1,7 +1,6 @@
 """The operations of backends/rows.py as launches, all tokens of a call at once.
 
-A recurrence keeps its state in a ring of SLOTS copies (kernels/slots.cuh): a call of n tokens reads the
-slot of the tokens before it and writes that of those after it.
+A recurrence keeps its state in a ring of SLOTS copies (kernels/slots.cuh): a call reads one and writes the next.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class DeviceRows:
 
 class CUDARowState:
     """shifts float32 [SLOTS, n_layers, 2, padded(dim)], wkv float32 [SLOTS, n_layers, n_heads, head_dim, head_dim];
-    position int32 [1], tokens so far modulo SLOTS, as kernels see them; slot: the same on the host."""
+    position int32 [1], calls so far modulo SLOTS, as kernels see them; slot: the same on the host."""
 
     def __init__(self, device: Device, n_layers: int, config: TimeMix) -> None:
         self.dim = config.n_heads * config.head_dim
@@ -97,14 +96,13 @@ class CUDARows:
         return {"shifts": np.ascontiguousarray(shifts[..., : state.dim]), "wkv": wkv.copy()}
 
     def load_state(self, state: CUDARowState, arrays: Mapping[str, NDArray[Any]], length: int) -> None:
-        self.advance(state, length)
         for target, array in ((state.shifts, arrays["shifts"]), (state.wkv, arrays["wkv"])):
             whole = np.zeros(target.shape, np.float32)
             whole[state.slot, ..., : array.shape[-1]] = array
             self.device.copy(target, whole)
 
-    def advance(self, state: CUDARowState, length: int) -> None:
-        state.slot = length % SLOTS
+    def advance(self, state: CUDARowState) -> None:
+        state.slot = (state.slot + 1) % SLOTS
         self.device.copy(state.position, np.asarray([state.slot], np.int32))
 
     def embedding(self, table: Linear, tokens: Sequence[int], positions: Linear, rows: Sequence[int]) -> DeviceRows:
@@ -176,8 +174,6 @@ class CUDARows:
             self.device, r.data, k.data, v.data, g.data, decay, 0, bonus, (weight, bias), r.n, w.n_heads, w.head_dim,
             w.eps, sums, slot_step, position, Target(rows=y),
         )  # fmt: skip
-        if state is None and r.n % SLOTS == 0:  # then it was written too
-            self.device.copy(ring[:1], np.zeros((1, slot_step), np.float32))
         return DeviceRows(y, r.width)
 
     def add(self, x: DeviceRows, delta: DeviceRows, gate: DeviceRows | None = None) -> None:
