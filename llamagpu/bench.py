@@ -116,10 +116,7 @@ def measure(
     """
     if checkpoint.config.mem_len:
         raise UsageError("bench measures at contexts; a model with a memory is as fast at any (--endless measures it)")
-    if not (checkpoint.config.keeps_keys or checkpoint.config.recurrent):
-        raise UsageError(
-            f"bench has no way to measure a {checkpoint.config.architecture}: each token runs all before it"
-        )
+    check_measurable(checkpoint.config)
     bandwidth = copy_bandwidth(backend)
     peak_is_ours = isinstance(backend, CUDABackend) or host.forget_peak()  # not that of the copy
     start = time.perf_counter()
@@ -161,6 +158,12 @@ def measure(
     note_memory()
     result.peak_host_bytes = peak_memory_bytes() if peak_is_ours else None
     return result
+
+
+def check_measurable(config: ModelConfig) -> None:
+    """Raises UsageError for a model of which a token has no cost of its own."""
+    if not (config.keeps_keys or config.recurrent):
+        raise UsageError(f"bench has no way to measure a {config.architecture}: each token runs all before it")
 
 
 def copy_bandwidth(backend: Backend) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llamagpu import bench_endless
 from llamagpu.backends.cpu.bandwidth import available_bytes
-from llamagpu.bench import BenchSettings, measure
+from llamagpu.bench import BenchSettings, check_measurable, measure
 from llamagpu.bench_peer import Peer, check_peer, run_peer
 from llamagpu.bench_plot import Series, svg
 from llamagpu.bench_report import Subject, report_dict, report_text
@@ -137,6 +137,7 @@ def run_endless(
     bars: dict[str, ProgressBar] = {}
     try:
         checkpoint = open_checkpoint(model_path(model))
+        check_measurable(checkpoint.config)
         if window is None and keeps_every_token(checkpoint.config):
             window = bench_endless.WINDOW
         kept = window_and_sinks(window, sinks)

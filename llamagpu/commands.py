@@ -119,6 +119,9 @@ def run(
     progress.total = len(generation.prompt_tokens)
     for note in llm.notes:
         say(printable(note))
+    n_given = generation.session.length
+    if llm.most_seen is not None and n_given > llm.most_seen:
+        say(f"only the last {llm.most_seen} of {n_given} tokens are seen, as this model does")
     say(": ".join(filter(None, (f"running on {llm.device.description}", llm.device.why_not_gpu))))
     if faithful:
         say(about_faithful(llm))
@@ -177,7 +180,8 @@ def say_end(generation: Answer, notice: str) -> None:
     n_prompt, n_new = len(generation.prompt_tokens), len(generation.tokens)
     parts = []
     if generation.prompt_seconds:
-        parts.append(f"prompt {count_tokens(n_prompt)}, {n_prompt / generation.prompt_seconds:.0f} tok/s")
+        n_read = min(n_prompt, generation.session.llm.most_seen or n_prompt)
+        parts.append(f"prompt {count_tokens(n_prompt)}, {n_read / generation.prompt_seconds:.0f} tok/s")
     if generation.first_token_seconds:
         parts.append(f"first token after {1000 * generation.first_token_seconds:.0f} ms")
     if n_new:

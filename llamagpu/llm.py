@@ -134,6 +134,8 @@ class LLM:
         self.config: ModelConfig = checkpoint.config
         self.context = self.config.max_seq_len if context is None else context
         check_recurrent(self.config, recurrent)
+        # of a model that reads its text anew for each token, and never more than this of it
+        self.most_seen = self.config.max_seq_len if self.config.architecture == MICRO_RWKV and not recurrent else None
         self.notes = (*checkpoint.notes, *notes_of(self.config, recurrent))
         if self.config.endless and context is not None:
             raise UsageError("this model has no end and a state of one size: leave out --context")
@@ -202,7 +204,8 @@ class LLM:
         ``default_sampling`` for what is not given).
 
         stop: texts before which to end. on_prompt_tokens: called with the size of each chunk of the prompt once it is
-        read. The prompt must fit the context: it is never cut. Raises UsageError for values out of range.
+        read. The prompt must fit the context: it is never cut (a micro_rwkv looks at its last
+        ``most_seen`` tokens). Raises UsageError for values out of range.
         """
         asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         params = replace(self.default_sampling, **asked)

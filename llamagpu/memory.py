@@ -93,7 +93,8 @@ class Memory:
             session = Session(llm)
             session.add(llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos))
         if not session.pending:
-            raise UsageError("there is nothing to begin with, since the last token is not known: give a prompt")
+            why = "the last token is not known" if session.n_unknown else "the text has come to its end"
+            raise UsageError(f"there is nothing to begin with, since {why}: give a prompt")
         return session
 
 

@@ -151,7 +151,7 @@ def cut(
     llm: LLM, text: str, longest: int, context: int | None, stride: int | None, documents: bool, limit: int
 ) -> list[Window]:
     """The text in windows; ``longest``: positions that there are. Raises UsageError."""
-    size = min(longest, LONGEST_WINDOW) if context is None else context
+    size = min(llm.most_seen or longest, longest, LONGEST_WINDOW) if context is None else context
     check_whole("context", size, 2, longest)
     check_whole("limit", limit, 0, 1 << 40)
     if documents and stride is not None:

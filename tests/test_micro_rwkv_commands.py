@@ -75,7 +75,7 @@ def test_convert(path: Path, tmp_path: Path) -> None:
         assert texts[0] == texts[1]
     with pytest.raises(UsageError, match="a micro_rwkv is not quantised"):
         convert(str(path), str(tmp_path / "q8.bin"), quantize="q8")
-    with pytest.raises(UsageError, match="no Hugging Face architecture is a micro_rwkv"):
+    with pytest.raises(UsageError, match="no micro_rwkv is written as a Hugging Face folder"):
         convert(str(path), str(tmp_path / "folder"), format="huggingface")
 
 

@@ -79,7 +79,8 @@ def find_beside(model_path: Path, vocab_size: int) -> tuple[TokenizerSpec, Token
             if path.is_file():
                 spec = read_spec(path)
                 tokenizer = open_spec(spec, path)
-                most = 0 if spec.kind not in PADDED else vocab_size if path.name == OWN_NAME else MOST_PADDING
+                is_own = path.name == OWN_NAME and path.parent == model_path  # beside a file anybody's may lie
+                most = 0 if spec.kind not in PADDED else vocab_size if is_own else MOST_PADDING
                 if 0 <= vocab_size - tokenizer.vocab_size <= most:
                     return spec, tokenizer, path
         except ModelFormatError as error:

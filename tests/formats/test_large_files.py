@@ -20,11 +20,12 @@ from llamagpu.quantization.affine import n_groups, tile_grid
 LLAMA2_70B = ModelConfig("llama", 8192, 28672, 80, 64, 8, 128, 32000, 4096)
 MAX_RESIDENT = 300 << 20
 PROGRAM = """
-import resource, sys, time
+import sys, time
 start = time.perf_counter()
 from llamagpu.cli import run_command
+from llamagpu.devices import peak_memory_bytes
 status = run_command(sys.argv[1:])
-used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+used = peak_memory_bytes()
 print(time.perf_counter() - start, used, file=sys.stderr)
 sys.exit(status)
 """

@@ -126,7 +126,7 @@ test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASE
 
 
 def test_calls_of_some_tokens_each_are_one_call_of_all(device: Device) -> None:
-    """The host says which call it is; each takes up where the one before it was, and one that is made again does too."""
+    """The host says which call it is; each takes up where the one before was, and one that is made again does too."""
     dim, n_mixes = 300, 2
     x, weight, bias = random(12, dim), random(1, dim, seed=1)[0], random(1, dim, seed=2)[0]
     mixes = random(n_mixes, dim, seed=3)

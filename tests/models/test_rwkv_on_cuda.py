@@ -56,6 +56,13 @@ def test_says_what_the_cpu_says(version: str, kind: str, device: Device) -> None
     assert decoded(cuda, TEXT[:7], 20) == decoded(cpu, TEXT[:7], 20)
 
 
+def test_matrices_of_several_types_where_they_are_large(device: Device) -> None:
+    """From 256 on floats and tiles leave different numbers of sums behind; nothing is allocated within a graph."""
+    checkpoint = random_rwkv("rwkv7", "mixed", dim=256, n_heads=8)
+    cpu, cuda = LLM(checkpoint, "cpu"), on_device(checkpoint, device)
+    assert decoded(cuda, TEXT[:3], 8) == decoded(cpu, TEXT[:3], 8)
+
+
 @pytest.mark.parametrize("version", RANKS)
 def test_a_prompt_in_any_pieces_leaves_one_state(version: str, device: Device) -> None:
     llm = on_device(random_rwkv(version), device)

@@ -54,4 +54,5 @@ def test_it_is_found_under_its_name_beside_models_with_more_rows(tmp_path: Path)
         assert (found is not None) == fits
         assert found is None or (found[0].kind, found[2]) == ("huggingface", path)
     path.rename(tmp_path / "tokenizer.json")  # a model's own, whatever its rows
-    assert find_beside(tmp_path / "model", n + 5000) is not None
+    assert find_beside(tmp_path, n + 5000) is not None
+    assert find_beside(tmp_path / "model.pth", n + 5000) is None, "beside a file it may be anybody's"
