@@ -34,7 +34,8 @@ def on_device(folder: Path, shape: MicroShape, device: Device, recurrent: bool =
 def test_logits_are_those_of_pytorch(name: str, tmp_path: Path, device: Device) -> None:
     stored: Any = np.load(REFERENCE)
     llm = on_device(tmp_path, SHAPES[name], device)
-    for n in LENGTHS:
+    # the emulator takes its time over wide models: those do the lengths around 256 on the CPU
+    for n in LENGTHS if name == "small" else (1, 20, 257):
         got = logits_after(llm, ids_of(SHAPES[name], n))[0]
         np.testing.assert_allclose(got, stored[f"{name} {n}"], rtol=0, atol=TOLERANCE, err_msg=f"{n} tokens")
 
