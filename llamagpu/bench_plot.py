@@ -9,7 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 760, 440
 LEFT, RIGHT, TOP, BOTTOM = 70, 30, 74, 56  # margins around the axes
-COLOURS = ("#1f5fbf", "#b3541e")
+COLOURS = ("#1f5fbf", "#b3541e", "#2e7d32", "#7b3fa0")
 STEPS = (1, 2, 2.5, 5, 10)  # that a y axis is read in
 MOST_TICKS = 6
 
@@ -71,9 +71,11 @@ def svg(
         for px, py, context, speed in places:
             parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4" fill="{colour}"/>')
             beside = [y(other) for at, other in points if at == context and other != speed]
-            parts.append(text(px, label_place(py, beside), label(speed), "middle", colour=colour))
+            if len(series) <= 2:  # of more, no place for a label is free of the others
+                parts.append(text(px, label_place(py, beside), label(speed), "middle", colour=colour))
         if len(series) > 1:
-            parts.append(text(LEFT + 8 + 330 * i, 66, f"● {one.name}", colour=colour))
+            step = min(330, (WIDTH - LEFT - RIGHT) // len(series))
+            parts.append(text(LEFT + 8 + step * i, 66, f"● {one.name}", colour=colour))
     return "\n".join([*parts, "</svg>\n"])
 
 
