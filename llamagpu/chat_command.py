@@ -11,7 +11,6 @@ from pathlib import Path
 
 from llamagpu.chat import Chat, template_of
 from llamagpu.chat_templates import choose_template
-from llamagpu.commands import read_prompt
 from llamagpu.devices import peak_memory_bytes
 from llamagpu.errors import ContextFullError, LlamaGPUError, UsageError, printable
 from llamagpu.generation import MAX_TOKENS, Answer
@@ -21,6 +20,7 @@ from llamagpu.models.window import window_and_sinks
 from llamagpu.sampling import SamplingParams, asked_for, check_whole
 from llamagpu.session import Session
 from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, human_bytes, say, write_text
+from llamagpu.text_files import decoded, read_text_file
 
 HELP = """/save FILE   keep the conversation in a file       /load FILE   go on with one
 /reset       forget the conversation                /stats       tokens, room, speed
@@ -84,7 +84,7 @@ def chat(
     asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
     memory_file = Memory(memory, memory_format) if memory is not None else None
-    text = read_prompt(model, None, document) if document is not None else None
+    text = read_text_file(document, f"--document {document}") if document is not None else None
     bars: dict[str, ProgressBar] = {}
 
     def on_work(title: str, n: int, total: int) -> None:
@@ -188,8 +188,8 @@ class Room:
     def lines(self) -> Iterator[str]:
         """What the user says, stripped, without empty lines. Ctrl-C clears the line; twice in a row ends it."""
         if not self.is_terminal:
-            for data in sys.stdin.buffer:
-                line = data.decode("utf-8", "replace").strip()
+            for number, data in enumerate(sys.stdin.buffer, 1):
+                line = decoded(data, f"line {number} of standard input").strip()
                 if line:
                     yield line
             return

@@ -6,7 +6,6 @@ import importlib.metadata
 import platform
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from llamagpu.model_info import rows_of
 from llamagpu.models.window import window_and_sinks
 from llamagpu.sampling import asked_for, check_whole
 from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, write_text
+from llamagpu.text_files import read_text_file
 from llamagpu.tokenizers import open_spec, read_spec
 
 DEMO_PROMPT = "Once upon a time"
@@ -162,13 +162,7 @@ def read_prompt(model: str, prompt: str | None, prompt_file: str | None) -> str:
         raise UsageError("give a prompt or --prompt_file, not both")
     if prompt_file is None:
         return prompt if prompt is not None else DEMO_PROMPT if model == DEMO else ""
-    try:
-        data = sys.stdin.buffer.read() if prompt_file == "-" else Path(prompt_file).read_bytes()
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--prompt_file {prompt_file}: is no UTF-8 text (byte {error.start})") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--prompt_file {prompt_file}: {getattr(error, 'strerror', None) or error}") from None
+    return read_text_file(prompt_file, f"--prompt_file {prompt_file}")
 
 
 def say_end(generation: Answer, notice: str) -> None:

@@ -24,7 +24,7 @@ LARGEST = {
 }
 # The first four are models/llama.py: they differ in what the fields below say. The others are a file each.
 MEMORY_LLAMA, MICRO_RWKV = "memory_llama", "micro_rwkv"
-RWKV = ("rwkv4", "rwkv5", "rwkv6", "rwkv7")
+RWKV = ("rwkv4", "rwkv5.0", "rwkv5", "rwkv6", "rwkv7")
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", MEMORY_LLAMA, *RWKV, MICRO_RWKV)
 # How many small matrices with a rank of their own an RWKV has: 6 for mixes, decay; 7 for decay, a, v, gate
 N_RANKS = {"rwkv6": 2, "rwkv7": 4}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as json_format
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from llamagpu.bench_command import check_output, write
@@ -16,6 +15,7 @@ from llamagpu.perplexity import Window, score, stream, windows
 from llamagpu.perplexity import compare as compare_models
 from llamagpu.sampling import check_whole
 from llamagpu.terminal import ProgressBar, human_bytes, say
+from llamagpu.text_files import read_text_file
 
 LONGEST_WINDOW = 2048
 
@@ -135,13 +135,8 @@ def compare(
 
 
 def read_text(file: str) -> str:
-    """Raises UsageError."""
-    try:
-        text = Path(file).read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file}: is no UTF-8 text (byte {error.start})") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
+    """The text of a file, which is not empty. Raises UsageError."""
+    text = read_text_file(file)
     if not text:
         raise UsageError(f"{file}: is empty")
     return text
