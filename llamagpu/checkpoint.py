@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llamagpu.config import MICRO_RWKV, ModelConfig, RopeLayout
 from llamagpu.errors import ModelFormatError
-from llamagpu.micro_rwkv_shapes import micro_rwkv_shapes
+from llamagpu.micro_rwkv_shapes import has_idle_experts, micro_rwkv_shapes
 from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix, RandomMatrix
 from llamagpu.rwkv_shapes import rwkv_shapes
 
@@ -155,6 +155,8 @@ def check_tensors(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]
     """Every tensor that the config asks for is there, in its shape, and no other. Raises ModelFormatError."""
     remedy = "the file does not fit its own config: convert or download it again"
     shapes = tensor_shapes(config)
+    if config.architecture == MICRO_RWKV and not has_idle_experts(config, tensors):
+        shapes = micro_rwkv_shapes(config, idle_experts=False)
     for name, shape in shapes.items():
         if name not in tensors:
             raise ModelFormatError(path, name, "is missing", remedy)
