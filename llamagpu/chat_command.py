@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llamagpu.chat import Chat, template_of
 from llamagpu.chat_templates import choose_template
-from llamagpu.commands import read_prompt
+from llamagpu.commands import about_faithful, read_prompt
 from llamagpu.devices import peak_memory_bytes
 from llamagpu.errors import ContextFullError, LlamaGPUError, UsageError, printable
 from llamagpu.generation import MAX_TOKENS, Answer
@@ -46,6 +46,7 @@ def chat(
     repetition_penalty: float = 1.0,
     seed: int | None = None,
     stop: list[str] | None = None,
+    ignore_eos: bool = False,
     tokenizer: str | None = None,
     context: int | None = None,
     kv_bits: int = 16,
@@ -53,6 +54,7 @@ def chat(
     sinks: int | None = None,
     memory_update: str = "chunk",
     recurrent: bool = False,
+    faithful: bool = False,
 ) -> None:
     """Talk with a model. /help lists what else can be said. Through a pipe, each line is a turn.
 
@@ -73,6 +75,7 @@ def chat(
         repetition_penalty: Above 1 discourages tokens that are in the context already.
         seed: The same seed gives the same answers. By default a new one is drawn, and shown.
         stop: End an answer before this text. May be given several times.
+        ignore_eos: Let an answer go on past the tokens that end it, until --max_tokens or --stop.
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         context: Number of positions to keep. By default what the model was trained for.
         kv_bits: 8 keeps keys and values in half the memory, with a little loss; 16 as they are.
@@ -80,6 +83,7 @@ def chat(
         sinks: With --window, how many of the first tokens are kept. By default 4.
         memory_update: Of a model with a memory: renew it after each chunk, as it was trained, or after each token.
         recurrent: Of a micro_rwkv run the recurrent part alone: fast, and an approximation that is not the model.
+        faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
     """
     asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
@@ -91,16 +95,18 @@ def chat(
         bars.setdefault(title, ProgressBar(title, "B" if total else "kernel", total)).advance(n)
 
     of_window = window_and_sinks(window, sinks)
-    llm = load(model, device, tokenizer, context, on_work, False, kv_bits, *of_window, memory_update, recurrent)
+    llm = load(model, device, tokenizer, context, on_work, faithful, kv_bits, *of_window, memory_update, recurrent)
     if memory_file is not None:
         memory_file.check(llm)
     sampling = replace(llm.default_sampling, **asked)
-    room = Room(llm, template, system, sampling, max_tokens, stop or [], tell_time, memory_file)
+    room = Room(llm, template, system, sampling, max_tokens, stop or [], tell_time, memory_file, ignore_eos)
     for bar in bars.values():
         bar.close()
     for note in llm.notes:
         say(printable(note))
     say(": ".join(filter(None, (f"running on {llm.device.description}", llm.device.why_not_gpu))))
+    if faithful:
+        say(about_faithful(llm))
     room.open()
     if text is not None:
         room.read_document(text)
@@ -112,11 +118,11 @@ class Room:
 
     def __init__(
         self, llm: LLM, template: str, system: str | None, params: SamplingParams, max_tokens: int, stop: list[str],
-        tell_time: bool, memory: Memory | None,
+        tell_time: bool, memory: Memory | None, ignore_eos: bool = False,
     ) -> None:  # fmt: skip
         self.llm, self.template, self.system = llm, template, system
         self.params, self.max_tokens, self.stop = params, max_tokens, stop
-        self.tell_time, self.memory = tell_time, memory
+        self.tell_time, self.memory, self.ignore_eos = tell_time, memory, ignore_eos
         self.is_terminal = sys.stdin.isatty()
         self.commands: dict[str, Callable[[str], None]] = {
             "/save": self.save, "/load": self.load, "/reset": self.reset, "/stats": self.stats, "/help": self.help,
@@ -140,7 +146,7 @@ class Room:
         if name == "auto" and known is not None:
             why = "as in the memory"
         params = SamplingParams(**{**vars(self.params), "seed": self.params.seed or session.seed}).with_seed()
-        chat = Chat(session, template, self.system, params, self.max_tokens, self.stop)
+        chat = Chat(session, template, self.system, params, self.max_tokens, self.stop, self.ignore_eos)
         if conversation:
             chat.restore(conversation, path)
         say(f"template {template.name}: {why}")

@@ -103,7 +103,8 @@ def choose_template(name: str, llm: LLM) -> tuple[Template, str]:
         raise UsageError(f"template must be {', '.join(NAMES[:-1])} or {NAMES[-1]}, not {name[:40]!r}")
     source, tokenizer = llm.checkpoint.chat_template, llm.tokenizer
     texts = {token: text for text, token in tokenizer.controls.items()}
-    bos = texts.get(tokenizer.bos_id, "") if tokenizer.bos_id is not None else ""
+    begins = tokenizer.bos_id is not None and llm.quirks.adds_bos
+    bos = texts.get(tokenizer.bos_id, "") if begins and tokenizer.bos_id is not None else ""
     ends = [token for token in (tokenizer.eos_id, *llm.checkpoint.stop_tokens) if token in texts]
     eos = texts[ends[0]] if ends and ends[0] is not None else ""
     why = "as asked for"

@@ -41,6 +41,7 @@ def run(
     repetition_penalty: float = 1.0,
     seed: int | None = None,
     stop: list[str] | None = None,
+    ignore_eos: bool = False,
     prompt_file: str | None = None,
     tokenizer: str | None = None,
     context: int | None = None,
@@ -68,6 +69,7 @@ def run(
         repetition_penalty: Above 1 discourages tokens that are in the context already.
         seed: The same seed gives the same text. By default a new one is drawn, and shown.
         stop: Stop before this text. May be given several times.
+        ignore_eos: Go on past the tokens that end a text, until --max_tokens or --stop.
         prompt_file: Read the prompt from this file; - is standard input.
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         context: Number of positions to keep. By default what the model was trained for.
@@ -110,12 +112,15 @@ def run(
     generation: Answer
     if kept is None:
         options = asdict(sampling)
-        generation = llm.generate(text, max_tokens, stop=stop or [], on_prompt_tokens=on_prompt_tokens, **options)
+        options |= {"on_prompt_tokens": on_prompt_tokens, "ignore_eos": ignore_eos}
+        generation = llm.generate(text, max_tokens, stop=stop or [], **options)
     else:
         session = kept.go_on(llm, text)
         sampling = replace(sampling, seed=session.seed if seed is None else seed)
         at_start = not goes_on and not text
-        generation = Answer(session, max_tokens, sampling, stop or [], on_prompt_tokens, at_start)
+        generation = Answer(
+            session, max_tokens, sampling, stop or [], on_prompt_tokens, at_start, ends=llm.ends(ignore_eos)
+        )
     progress.total = len(generation.prompt_tokens)
     for note in llm.notes:
         say(printable(note))
@@ -150,9 +155,13 @@ def run(
     say_end(generation, {"context": f"the context of {llm.context} tokens is full"}.get(generation.stop_reason, ""))
 
 
-def about_faithful(llm: LLM) -> str:
-    if llm.quirks.description:
-        return f"faithful to {llm.quirks.system}: {llm.quirks.description}"
+def about_faithful(llm: LLM, *names: str) -> str:
+    """What is reproduced, in one line. names: the fields of Quirks that matter here; without them all do."""
+    quirks = llm.quirks
+    if quirks.described(*names):
+        return f"faithful to {quirks.system}: {quirks.described(*names)}"
+    if quirks.description:
+        return f"--faithful changes nothing here: all that {quirks.system} does otherwise is for texts that it writes"
     return f"--faithful changes nothing: of {llm.checkpoint.format} no quirks are known"
 
 

@@ -199,17 +199,26 @@ class LLM:
         seed: int | None = None,
         stop: Sequence[str] = (),
         on_prompt_tokens: Callable[[int], None] = lambda n: None,
+        ignore_eos: bool = False,
     ) -> Generation:
         """Continue ``prompt``: iterate over the result for text as it is made (see SamplingParams for the numbers, and
         ``default_sampling`` for what is not given).
 
         stop: texts before which to end. on_prompt_tokens: called with the size of each chunk of the prompt once it is
-        read. The prompt must fit the context: it is never cut (a micro_rwkv looks at its last
-        ``most_seen`` tokens). Raises UsageError for values out of range.
+        read. ignore_eos: go on past the tokens that end a text, until a stop text comes or max_tokens are made. The
+        prompt must fit the context: it is never cut (a micro_rwkv looks at its last ``most_seen`` tokens).
+        Raises UsageError for values out of range.
         """
         asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         params = replace(self.default_sampling, **asked)
-        return Generation(self, prompt, max_tokens, params, stop, on_prompt_tokens)
+        return Generation(self, prompt, max_tokens, params, stop, on_prompt_tokens, ignore_eos)
+
+    def ends(self, ignore_eos: bool = False) -> set[int] | None:
+        """The tokens that alone end a text that is continued; None: all that the model knows as ends."""
+        if ignore_eos or self.quirks.ends is None:
+            return set() if ignore_eos else None
+        named = {"bos": self.tokenizer.bos_id, "eos": self.tokenizer.eos_id}
+        return {token for name in self.quirks.ends if (token := named[name]) is not None}
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Raw logits after each token, from an empty state: float32 [len(ids), vocab_size]."""

@@ -13,11 +13,17 @@ import pytest
 import llamagpu
 from llamagpu import devices, tokenizers
 from llamagpu.backends.cpu.faithful import round_activations
+from llamagpu.chat import Chat
+from llamagpu.chat_templates import choose_template
 from llamagpu.checkpoint import Quirks
 from llamagpu.errors import UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.llm import LLM
+from llamagpu.perplexity import log_softmax
+from llamagpu.quality_commands import compare, perplexity
 from llamagpu.quantization import Int8Matrix
+from llamagpu.sampling import SamplingParams
+from llamagpu.session import Session
 from tests import simple_llama_files
 from tests.llama2rs_files import SHAPE as RS_SHAPE
 from tests.llama2rs_files import llama2rs_file
@@ -173,12 +179,12 @@ def test_only_the_cpu_is_faithful(simple_model: Path, small_model: Path, monkeyp
     assert devices.choose_device("auto").name == "cuda:0"  # where nothing forbids it
 
 
-def test_a_model_without_quirks_is_as_ever(small_model: Path) -> None:
-    plain, faithful = llamagpu.load(small_model, "cpu"), llamagpu.load(small_model, "cpu", faithful=True)
+def test_a_model_without_quirks_is_as_ever() -> None:
+    plain, faithful = llamagpu.load("demo", "cpu"), llamagpu.load("demo", "cpu", faithful=True)
     assert faithful.quirks == Quirks()
     np.testing.assert_array_equal(plain.logits(IDS), faithful.logits(IDS))
     with pytest.raises(llamagpu.DeviceError):  # --device means what it always does
-        llamagpu.load(small_model, "cuda:99", faithful=True)
+        llamagpu.load("demo", "cuda:99", faithful=True)
 
 
 class Greedy:
@@ -228,15 +234,15 @@ def test_the_command_says_what_it_reproduces(simple_model: Path, tmp_path: Path)
     assert "running on the CPU" in notices
     assert ": a faithful run is on the CPU\n" in notices
     rounding = f"activations in {bits} bits, " if bits else ""
-    assert f"faithful to simple-llama: {rounding}last prompt token twice, no start token\n" in notices
+    assert f"faithful to simple-llama: {rounding}last prompt token twice, no start token, EOS alone ends" in notices
     message = fails("run", simple_model, "on the", "--faithful", "--device", "cuda", status=2)
     assert "--device cuda cannot be used: a faithful run is on the CPU" in message
 
 
-def test_the_command_says_where_there_is_nothing_to_reproduce(small_model: Path) -> None:
-    result = command("run", small_model, "on the", *GREEDY, "--faithful")
-    assert "--faithful changes nothing: of llama2.c version 0 (float32) no quirks are known\n" in result.stderr.decode()
-    assert result.stdout == command("run", small_model, "on the", *GREEDY).stdout
+def test_the_command_says_where_there_is_nothing_to_reproduce() -> None:
+    result = command("run", "demo", "on the", *GREEDY, "--faithful")
+    assert "--faithful changes nothing: of llamagpu " in result.stderr.decode()
+    assert result.stdout == command("run", "demo", "on the", *GREEDY).stdout
 
 
 @pytest.mark.parametrize("make", [lambda: llama2rs_file("C", act_order=True).data, lambda: simple_llama_file(8)[0]])
@@ -247,3 +253,73 @@ def test_run_and_info_take_these_files(make: Any, tmp_path: Path) -> None:
     expected = "".join(llamagpu.load(path, "cpu").generate("on the", max_tokens=12, temperature=0))
     assert command("run", path, "on the", *GREEDY).stdout.decode() == expected
     assert open_checkpoint(path).format in command("info", path).stdout.decode()
+
+
+TEXT = "on the other hand the cat, then"
+
+
+def scored(model: Path, text: str, shown: pytest.CaptureFixture[str], **options: Any) -> tuple[float, str]:
+    """Nats a token, and the notices."""
+    shown.readouterr()
+    perplexity(str(model), text, device="cpu", **options)
+    captured = shown.readouterr()
+    return float(captured.out.split()[3]), captured.err
+
+
+def test_perplexity(simple_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a text that begins with no start token, by rounded activations."""
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    bits = open_checkpoint(simple_model).quirks.activation_bits
+    rounding = f"activations in {bits} bits, " if bits else ""
+    for options in ({}, {"window": 20}, {"documents": True}):
+        nats, notices = scored(simple_model, str(text), capsys, faithful=True, **options)
+        assert f"faithful to simple-llama: {rounding}no start token\n" in notices
+        llm = llamagpu.load(simple_model, "cpu", faithful=True)
+        ids = llm.tokenizer.encode(TEXT, add_bos=False)
+        log = log_softmax(llm.logits(ids[:-1]))
+        assert nats == pytest.approx(-log[np.arange(len(ids) - 1), ids[1:]].mean(), abs=2e-5)
+        assert scored(simple_model, str(text), capsys, **options)[0] != nats
+
+
+def test_compare_says_what_the_rounding_costs(
+    simple_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    bits = open_checkpoint(simple_model).quirks.activation_bits
+    compare(str(simple_model), str(simple_model), str(text), device="cpu", faithful=True)
+    shown = capsys.readouterr()
+    assert ("KL divergence   0.00000" in shown.out) == (bits == 0)
+    expected = f"faithful to simple-llama: activations in {bits} bits\n" if bits else "--faithful changes nothing here"
+    assert expected in shown.err
+    compare(str(simple_model), str(simple_model), str(text), device="cpu")
+    shown = capsys.readouterr()
+    assert "KL divergence   0.00000" in shown.out
+    assert "faithful" not in shown.err
+
+
+def test_a_chat(simple_model: Path) -> None:
+    """No start token, and the last token of what is asked twice, at each turn; documents begin without one too."""
+    llm = llamagpu.load(simple_model, "cpu", faithful=True)
+    template = choose_template("llama2", llm)[0]
+    chat = Chat(Session(llm), template, None, SamplingParams(0), 2)
+    "".join(chat.ask("a"))
+    assert chat.answer is not None
+    asked = llm.tokenizer.encode("[INST] a [/INST]", add_bos=False)
+    assert chat.answer.prompt_tokens == [*asked, asked[-1]]
+    np.testing.assert_allclose(chat.answer.tokens[0], llm.logits([*asked, asked[-1]])[-1].argmax())
+    ordinary = llamagpu.load(simple_model, "cpu")
+    assert choose_template("llama2", ordinary)[0].render([{"role": "user", "content": "a"}]).startswith("<s>")
+    document = Chat(Session(llm), template, None, SamplingParams(0), 2)
+    document.read_document("on", lambda n: None)
+    assert document.session.tokens == llm.tokenizer.encode("on", add_bos=False)
+
+
+def test_the_chat_command_says_what_it_reproduces(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(simple_llama_file(8)[0])
+    (tmp_path / "tokenizer.bin").write_bytes(tokenizer_bin())
+    result = command("chat", path, *GREEDY, "--faithful", "--template", "llama2", stdin=b"a\n")
+    assert "faithful to simple-llama: activations in 8 bits, last prompt token twice" in result.stderr.decode()
+    assert "--device cuda cannot be used: a faithful" in fails("chat", path, "--faithful", "--device", "cuda", status=2)

@@ -64,5 +64,5 @@ def open_checkpoint(path: Path) -> Checkpoint:
     config = read_config(path, tuple(shape), tied_head=tied == 1, architecture=MEMORY_LLAMA, mem_len=mem_len)
     version = f"llama2Rnn memory model (Q8_0, group {group_size})"
     tensors = read_q8(file, config, ORDER, group_size, version)
-    quirks = Quirks("llama2Rnn.c's runqm", activation_bits=8, activation_group=group_size)
+    quirks = Quirks("llama2Rnn.c's runqm", activation_bits=8, activation_group=group_size, ends=())
     return Checkpoint(path, version, config, tensors, quirks=quirks)

@@ -104,7 +104,7 @@ def read_shards(path: Path, shards: Sequence[TorchFile]) -> Checkpoint:
     check_tensors(path, config, tensors)
     parts = ", unzipped" if unzipped else ""
     parts = f" in {len(shards)} shards{parts}" if len(shards) > 1 else parts
-    quirks = Quirks("rllama", greedy_tokenizer=True) if made_by == META else Quirks()
+    quirks = Quirks("rllama", greedy_tokenizer=True, ends=("eos",)) if made_by == META else Quirks()
     return Checkpoint(path, made_by + parts, config, tensors, notes=notes, quirks=quirks)
 
 

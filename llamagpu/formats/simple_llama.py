@@ -55,7 +55,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             if width % GROUP_SIZE:
                 raise ModelFormatError(path, name, f"is {width}, must be a multiple of {GROUP_SIZE}", REMEDY)
     kind = "float32" if bits == 32 else f"{bits}-bit, group {GROUP_SIZE}"
-    quirks = Quirks("simple-llama", repeats_last_prompt_token=True, adds_bos=False)
+    quirks = Quirks("simple-llama", repeats_last_prompt_token=True, adds_bos=False, ends=("eos",))
     if bits != 32:
         quirks = replace(quirks, activation_bits=bits, activation_group=GROUP_SIZE)
     name = f"simple-llama version {version} ({kind})"
