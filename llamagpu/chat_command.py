@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llamagpu.chat import Chat, template_of
 from llamagpu.chat_templates import choose_template
-from llamagpu.commands import about_faithful, read_prompt
+from llamagpu.commands import about_faithful, read_prompt, say_sampling
 from llamagpu.devices import peak_memory_bytes
 from llamagpu.errors import ContextFullError, LlamaGPUError, UsageError, printable
 from llamagpu.generation import MAX_TOKENS, Answer
@@ -44,6 +44,7 @@ def chat(
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
+    sampler_order: str | None = None,
     seed: int | None = None,
     stop: list[str] | None = None,
     ignore_eos: bool = False,
@@ -72,7 +73,8 @@ def chat(
         top_k: Choose among the k most likely tokens. 0: among all. Default: 40, of micro_rwkv 0.
         top_p: Choose among the most likely tokens that together have this probability. Default: 0.95, of micro_rwkv 1.
         min_p: Leave out tokens less likely than this fraction of the most likely one. Default: 0.05, of micro_rwkv 0.
-        repetition_penalty: Above 1 discourages tokens that are in the context already.
+        repetition_penalty: Above 1 discourages tokens that are in the context already, below 1 encourages them.
+        sampler_order: The order of the four steps above. Default: top_k,top_p,min_p,temperature, as in llama.cpp.
         seed: The same seed gives the same answers. By default a new one is drawn, and shown.
         stop: End an answer before this text. May be given several times.
         ignore_eos: Let an answer go on past the tokens that end it, until --max_tokens or --stop.
@@ -85,7 +87,9 @@ def chat(
         recurrent: Of a micro_rwkv run the recurrent part alone: fast, and an approximation that is not the model.
         faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
     """
-    asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
+    asked = asked_for(
+        temperature, top_k, top_p, min_p, repetition_penalty, seed, sampler_order
+    )  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
     memory_file = Memory(memory, memory_format) if memory is not None else None
     text = read_prompt(model, None, document) if document is not None else None
@@ -107,6 +111,7 @@ def chat(
     say(": ".join(filter(None, (f"running on {llm.device.description}", llm.device.why_not_gpu))))
     if faithful:
         say(about_faithful(llm))
+    say_sampling(llm, sampling)
     room.open()
     if text is not None:
         room.read_document(text)

@@ -12,17 +12,18 @@ import pytest
 
 import llamagpu
 from llamagpu import devices, tokenizers
-from llamagpu.backends.cpu.faithful import round_activations
+from llamagpu.backends.cpu.faithful import multiply_penalty, round_activations
 from llamagpu.chat import Chat
 from llamagpu.chat_templates import choose_template
 from llamagpu.checkpoint import Quirks
+from llamagpu.commands import run
 from llamagpu.errors import UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.llm import LLM
 from llamagpu.perplexity import log_softmax
 from llamagpu.quality_commands import compare, perplexity
 from llamagpu.quantization import Int8Matrix
-from llamagpu.sampling import SamplingParams
+from llamagpu.sampling import DEFAULT_ORDER, TEMPERATURE_FIRST, SamplingParams
 from llamagpu.session import Session
 from tests import simple_llama_files
 from tests.llama2rs_files import SHAPE as RS_SHAPE
@@ -33,6 +34,7 @@ from tests.simple_llama_files import MATRICES, quantized_bytes, simple_llama_fil
 from tests.small_files import Floats, Shape, q8_groups, random_weights, tokenizer_bin, v2_bytes
 from tests.test_cli import GREEDY, fails
 from tests.test_cli import llamagpu as command
+from tests.torch_files import write_meta
 
 IDS = [1, 7, 30, 7, 2]
 
@@ -253,6 +255,61 @@ def test_run_and_info_take_these_files(make: Any, tmp_path: Path) -> None:
     expected = "".join(llamagpu.load(path, "cpu").generate("on the", max_tokens=12, temperature=0))
     assert command("run", path, "on the", *GREEDY).stdout.decode() == expected
     assert open_checkpoint(path).format in command("info", path).stdout.decode()
+
+
+def test_tokens_are_drawn_in_the_order_of_the_program(small_model: Path) -> None:
+    quirks = open_checkpoint(small_model).quirks
+    assert quirks.sampler_order == TEMPERATURE_FIRST
+    faithful, ordinary = llamagpu.load(small_model, "cpu", faithful=True), llamagpu.load(small_model, "cpu")
+    options: dict[str, Any] = {
+        "temperature": 9.0,
+        "top_k": 0,
+        "top_p": 0.3,
+        "min_p": 0.0,
+        "seed": 1,
+        "ignore_eos": True,
+    }
+    texts = ["".join(llm.generate("on", 12, **options)) for llm in (ordinary, faithful)]
+    assert texts[0] != texts[1]
+    assert "".join(ordinary.generate("on", 12, sampler_order=TEMPERATURE_FIRST, **options)) == texts[1]
+    assert "".join(faithful.generate("on", 12, sampler_order=DEFAULT_ORDER, **options)) == texts[0]
+
+
+def test_rllama(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its penalty: below 1 discourages, for each time anew. Its order: top-p of all tokens, then top-k."""
+    shape = Shape(vocab_size=512)
+    demo = open_checkpoint(Path(llamagpu.__file__).parent / "demo.bin")
+    assert demo.tokenizer is not None
+    folder = write_meta(tmp_path / "meta", replace(shape, vocab_size=demo.config.vocab_size))
+    (folder / "tokenizer.model").write_bytes(demo.tokenizer.data)
+    llm = llamagpu.load(folder, "cpu", faithful=True)
+    assert llm.default_sampling.sampler_order == "temperature,top_p,top_k,min_p"
+    space = llm.tokenizer.encode_text("")
+    assert llm.generate("").prompt_tokens == [1, *space]
+    assert len(space) == 1
+    assert llamagpu.load(folder, "cpu").generate("").prompt_tokens == [1]
+
+    logits, counts = np.array([2, -2, 2, 0, 4], np.float32), np.array([1, 1, 2, 3, 0], np.int32)
+    np.testing.assert_allclose(multiply_penalty(logits, counts, 0.5), [1, -4, 0.5, 0, 4])
+    np.testing.assert_allclose(multiply_penalty(logits, counts, 2), [4, -1, 8, 0, 4])
+    assert np.isfinite(multiply_penalty(logits, counts * 100_000, 0.5)).all()
+    assert (multiply_penalty(logits, counts * 0, 0.5) == logits).all()
+    greedy = {"temperature": 0, "max_tokens": 12}
+    repeats = [len(set(ids_of(llm, repetition_penalty=penalty, **greedy))) for penalty in (0.3, 1.0, 3.0)]
+    assert repeats[0] == 12  # each token once: all others are less likely
+    assert repeats[2] == 1
+    assert len(set(ids_of(llamagpu.load(folder, "cpu"), repetition_penalty=0.3, **greedy))) == 1  # as ours means it
+    for faithful, notice in ((True, "a repetition penalty below 1 discourages"), (False, "encourages tokens that are")):
+        run(str(folder), "on", device="cpu", faithful=faithful, repetition_penalty=0.8, max_tokens=2)
+        shown = capsys.readouterr().err
+        assert notice in shown
+        assert ("encourages tokens" in shown) != faithful
+
+
+def ids_of(llm: LLM, **options: Any) -> list[int]:
+    generation = llm.generate("the", ignore_eos=True, **options)
+    "".join(generation)
+    return generation.tokens
 
 
 TEXT = "on the other hand the cat, then"

@@ -16,13 +16,14 @@ from llamagpu.config import LARGEST, REMEDY, ModelConfig
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.mapped_file import CUT_SHORT, MappedFile
 from llamagpu.quantization import Int8Matrix
+from llamagpu.sampling import TEMPERATURE_FIRST
 
 MAGIC = 0x616B3432  # "24ka" on disk
 HEADER_FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
 V0_HEADER_BYTES, V1_HEADER_BYTES = 28, 256
 NORM_EPS = 1e-5  # fixed in llama2.c, not stored
 LARGEST_GROUP = 1 << 20
-RUN = Quirks("llama2.c's run", ends=("bos",))
+RUN = Quirks("llama2.c's run", ends=("bos",), sampler_order=TEMPERATURE_FIRST)
 
 # The order of the blocks, each holding all layers. None: the RoPE tables, which we compute anew.
 V0_ORDER = (
