@@ -36,7 +36,7 @@ def chat(
     template: str = "auto",
     document: str | None = None,
     memory: str | None = None,
-    memory_format: str = "llamagpu",
+    memory_format: str = "auto",
     tell_time: bool = False,
     max_tokens: int = 1024,
     temperature: float | None = None,
@@ -66,7 +66,7 @@ def chat(
         template: auto, model (its own), llama2 or plain: how the conversation is written for the model.
         document: Let the model read this file first.
         memory: Go on from this file where it exists, and save in it after every turn and at the end.
-        memory_format: llamagpu, or llama2rnn for that program's files.
+        memory_format: auto (what FILE is, and llamagpu if it is new), llamagpu, or llama2rnn: that program's files.
         tell_time: Put the time of each turn into what the model reads.
         max_tokens: Stop an answer after this many tokens.
         temperature: 0 always takes the most likely token; higher is more varied. Default: 0.8, of micro_rwkv 1.

@@ -109,12 +109,19 @@ def choose_template(name: str, llm: LLM) -> tuple[Template, str]:
     eos = texts[ends[0]] if ends and ends[0] is not None else ""
     why = "as asked for"
     if name == "auto":
-        name, why = ("model", "the model brings it") if source is not None else ("plain", "the model brings none")
+        name, why = ("model", "the model brings it") if source is not None else default_name(llm)
     if name == "model":
         if source is None:
             raise UsageError("the model brings no chat template: --template plain, or llama2 for models of that kind")
         return Model(source, bos, eos), why
     return (Llama2(bos, eos) if name == "llama2" else Plain(bos)), why
+
+
+def default_name(llm: LLM) -> tuple[str, str]:
+    """The template of a model that brings none, and why."""
+    if llm.config.mem_len:
+        return "llama2", "llama2Rnn, whose kind of model it is, knows no other"
+    return "plain", "the model brings none"
 
 
 def end_ids(template: Template, tokenizer: Tokenizer) -> list[int]:

@@ -53,7 +53,7 @@ def run(
     echo: bool = False,
     faithful: bool = False,
     memory: str | None = None,
-    memory_format: str = "llamagpu",
+    memory_format: str = "auto",
     recurrent: bool = False,
 ) -> None:
     """Continue a text. stdout is the generated text and nothing else.
@@ -82,7 +82,7 @@ def run(
         echo: Print the prompt on stdout too. (A terminal shows it in any case.)
         faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
         memory: Go on from this file where it exists, and save in it at the end.
-        memory_format: llamagpu, or llama2rnn for that program's files.
+        memory_format: auto (what FILE is, and llamagpu if it is new), llamagpu, or llama2rnn: that program's files.
         recurrent: Of a micro_rwkv run the recurrent part alone: fast, and an approximation that is not the model.
     """
     asked = asked_for(
