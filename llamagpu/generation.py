@@ -160,11 +160,9 @@ class Generation(Answer):
     ) -> None:
         check_answer(max_tokens, stop)
         self.llm, self.prompt = llm, prompt
-        tokens = llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos)
+        tokens = llm.encode_prompt(prompt)
         if not tokens:
             raise UsageError("the prompt is empty and this model has no start token: give a prompt")
-        if llm.quirks.repeats_last_prompt_token:
-            tokens.append(tokens[-1])
         n_prompt = len(tokens)
         if n_prompt > llm.longest:
             raise UsageError(f"the prompt is {n_prompt} tokens, the context {llm.context}: shorten the prompt")

@@ -217,6 +217,11 @@ class LLM:
         params = replace(self.default_sampling, **asked)
         return Generation(self, prompt, max_tokens, params, stop, on_prompt_tokens, ignore_eos)
 
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Ids of a text that is continued, as they are run."""
+        tokens = self.tokenizer.encode(prompt, add_bos=self.quirks.adds_bos)
+        return [*tokens, *tokens[-1:]] if self.quirks.repeats_last_prompt_token else tokens
+
     def ends(self, ignore_eos: bool = False) -> set[int] | None:
         """The tokens that alone end a text that is continued; None: all that the model knows as ends."""
         if ignore_eos or self.quirks.ends is None:

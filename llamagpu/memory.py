@@ -99,7 +99,7 @@ class Memory:
             say(f"went on from {self.path}: {count_tokens(n_before)}")
         else:
             session = Session(llm)
-            session.add(llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos))
+            session.add(llm.encode_prompt(prompt))
         if not session.pending:
             why = "the last token is not known" if session.n_unknown else "the text has come to its end"
             raise UsageError(f"there is nothing to begin with, since {why}: give a prompt")

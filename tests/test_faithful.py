@@ -20,6 +20,7 @@ from llamagpu.commands import run
 from llamagpu.errors import UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.llm import LLM
+from llamagpu.memory import Memory
 from llamagpu.perplexity import log_softmax
 from llamagpu.quality_commands import compare, perplexity
 from llamagpu.quantization import Int8Matrix
@@ -147,6 +148,8 @@ def test_the_last_prompt_token_is_run_twice_and_nothing_comes_first(
     for token in generation.tokens:
         assert token == int(llm.logits(ids)[-1].argmax())
         ids.append(token)
+    memory = Memory(str(simple_model.parent / "a.memory"))
+    assert memory.go_on(llm, "on the").tokens == generation.prompt_tokens
     ordinary = llamagpu.load(simple_model, "cpu").generate("on the")
     assert ordinary.prompt_tokens == [1, *prompt]
     with pytest.raises(UsageError, match="no start token"):
@@ -377,6 +380,8 @@ def test_the_chat_command_says_what_it_reproduces(tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     path.write_bytes(simple_llama_file(8)[0])
     (tmp_path / "tokenizer.bin").write_bytes(tokenizer_bin())
-    result = command("chat", path, *GREEDY, "--faithful", "--template", "llama2", stdin=b"a\n")
+    talk = ("chat", path, *GREEDY, "--faithful", "--template", "llama2", "--repetition_penalty", "0.8")
+    result = command(*talk, stdin=b"a\n")
+    assert result.stderr.decode().count("a repetition penalty of 0.8, below 1, encourages") == 1
     assert "faithful to simple-llama: activations in 8 bits, last prompt token twice" in result.stderr.decode()
     assert "--device cuda cannot be used: a faithful" in fails("chat", path, "--faithful", "--device", "cuda", status=2)
