@@ -220,6 +220,8 @@ class LLM:
     def encode_prompt(self, prompt: str) -> list[int]:
         """Ids of a text that is continued, as they are run."""
         tokens = self.tokenizer.encode(prompt, add_bos=self.quirks.adds_bos)
+        if not prompt and self.quirks.greedy_tokenizer:
+            tokens += self.tokenizer.encode_text("")  # the space that every prompt of rllama begins with
         return [*tokens, *tokens[-1:]] if self.quirks.repeats_last_prompt_token else tokens
 
     def ends(self, ignore_eos: bool = False) -> set[int] | None:

@@ -28,13 +28,9 @@ class GreedyTokenizer(SentencePieceTokenizer):
     def lengths(self) -> list[int]:
         return sorted({len(piece) for piece in self.ids if piece}, reverse=True)
 
-    def encode(self, text: str, add_bos: bool = True) -> list[int]:
-        """An empty prompt is a space too, as all that rllama reads begins with one."""
-        ids = super().encode(text, add_bos)
-        return ids if text or not add_bos else ids + self.encode_text("")
-
     def encode_text(self, text: str) -> list[int]:
-        """A character that begins no piece is left out if it is ASCII, else it ends the text, as in rllama."""
+        """A character that begins no piece is left out if it is ASCII, else it ends the text, as in rllama. An empty
+        text is the space that all begin with."""
         text = "\u2581" + text.replace(" ", "\u2581").replace("\n", NEWLINE)
         ids: list[int] = []
         at = 0
