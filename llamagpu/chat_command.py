@@ -74,7 +74,7 @@ def chat(
         top_p: Choose among the most likely tokens that together have this probability. Default: 0.95, of micro_rwkv 1.
         min_p: Leave out tokens less likely than this fraction of the most likely one. Default: 0.05, of micro_rwkv 0.
         repetition_penalty: Above 1 discourages tokens that are in the context already, below 1 encourages them.
-        sampler_order: The order of the four steps above. Default: top_k,top_p,min_p,temperature, as in llama.cpp.
+        sampler_order: In what order these choose. Default: top_k,top_p,min_p,temperature, as in llama.cpp.
         seed: The same seed gives the same answers. By default a new one is drawn, and shown.
         stop: End an answer before this text. May be given several times.
         ignore_eos: Let an answer go on past the tokens that end it, until --max_tokens or --stop.
