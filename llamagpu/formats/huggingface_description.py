@@ -48,13 +48,13 @@ def config_json(checkpoint: Checkpoint, special_ids: SpecialIds) -> dict[str, An
         "rope_theta": config.rope_theta,
         "rope_scaling": rope_scaling(config),
         "tie_word_embeddings": config.tied_head,
-        "attention_bias": False,  # Qwen2's bias goes without saying; here it would mean one of o_proj too
+        "attention_bias": config.out_bias,  # of o_proj too; Qwen2's, of the others, goes without saying
         "attention_dropout": 0.0,
         "hidden_act": "silu",
         "use_cache": True,
     }
     if kind == "llama":
-        values["mlp_bias"] = False
+        values["mlp_bias"] = config.ffn_bias
     elif kind == "mistral":
         values["sliding_window"] = config.sliding_window or None
     elif config.sliding_window:
@@ -70,14 +70,16 @@ def model_type(config: ModelConfig) -> str:
     """The architecture that is of this model's shape, whatever it is called. Raises UsageError where none is."""
     if not config.keeps_keys:
         raise UsageError(f"no {config.architecture} is written as a Hugging Face folder: leave --format out")
-    if config.qk_norm and not config.qkv_bias:
+    has_all_or_none = config.qkv_bias == config.out_bias  # of the biases of attention
+    if config.qk_norm and has_all_or_none and not config.ffn_bias:
         return "qwen3"
-    if config.qkv_bias and not config.qk_norm:
+    if config.qkv_bias and not (config.qk_norm or config.out_bias or config.ffn_bias):
         return "qwen2"
-    if not config.qkv_bias and not config.qk_norm:
+    if has_all_or_none and not config.qk_norm:
+        has_bias = config.qkv_bias or config.ffn_bias
         if not config.sliding_window:
-            return "mistral" if config.architecture == "mistral" else "llama"
-        if not config.first_window_layer:
+            return "mistral" if config.architecture == "mistral" and not has_bias else "llama"
+        if not config.first_window_layer and not has_bias:
             return "mistral"
     raise UsageError(
         "no Hugging Face architecture has what this model has (biases, norms, windows): leave --format out"
