@@ -98,12 +98,13 @@ def rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def rope_rules(config: ModelConfig, factor: float) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Rules that stretch by ``factor`` at most, and their factors. Lengths are powers of two, as all published are."""
+    """Rules that stretch by ``factor`` at most, and their factors. Lengths are that which YaRN stretches to the model's
+    positions, which decides how many these are when it is read, and powers of two, as all published are."""
     n, theta, attention = config.head_dim, config.rope_theta, config.rope_attention_factor
     if attention == 1:
         yield {"rope_type": "linear", "factor": factor}, [factor] * (n // 2)
     frequencies = theta ** (-np.arange(0, n, 2) / n)
-    for original in (1 << power for power in range(8, 21)):
+    for original in (max(1, round(config.max_seq_len / factor)), *(1 << power for power in range(8, 21))):
         length = {"factor": factor, "original_max_position_embeddings": original}
         if attention == 1:
             turns = original * frequencies / (2 * math.pi)
