@@ -83,8 +83,8 @@ class Checkpoint:
     Tensors are views into the memory-mapped file, or ``Deferred``: opening copies nothing. Their names are Meta's:
     tok_embeddings.weight, norm.weight, output.weight (absent where the head is tied), and for each layer
     layers.{i}.{attention_norm, attention.wq, .wk, .wv, .wo, ffn_norm, feed_forward.w1, .w2, .w3}.weight, and where the
-    config says so attention.{wq, wk, wv}.bias and attention.{q_norm, k_norm}.weight; matrices are
-    [out_features, in_features]. Of a memory_llama also those of ``memory_shapes``; RWKVs have their own.
+    config says so attention.{wq, wk, wv, wo}.bias, feed_forward.{w1, w2, w3}.bias, attention.{q_norm, k_norm}.weight;
+    matrices are [out_features, in_features]. Of a memory_llama also those of ``memory_shapes``; RWKVs have their own.
 
     stop_tokens: ids that end a text, beside the tokenizer's own. chat_template: Jinja text. sampling: what the model's
     makers suggest, by the names of SamplingParams. notes: one line each, what a user should be told of this file.
@@ -130,10 +130,14 @@ def llama_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"{layer}.attention.q_norm.weight"] = (config.head_dim,)
             shapes[f"{layer}.attention.k_norm.weight"] = (config.head_dim,)
         shapes[f"{layer}.attention.wo.weight"] = (dim, config.q_dim)
+        if config.out_bias:
+            shapes[f"{layer}.attention.wo.bias"] = (dim,)
         shapes[f"{layer}.ffn_norm.weight"] = (dim,)
         shapes[f"{layer}.feed_forward.w1.weight"] = (hidden, dim)
         shapes[f"{layer}.feed_forward.w2.weight"] = (dim, hidden)
         shapes[f"{layer}.feed_forward.w3.weight"] = (hidden, dim)
+        if config.ffn_bias:
+            shapes |= {f"{layer}.feed_forward.w{part}.bias": (dim if part == 2 else hidden,) for part in (1, 2, 3)}
     shapes["norm.weight"] = (dim,)
     if not config.tied_head:
         shapes["output.weight"] = (config.vocab_size, dim)

@@ -163,6 +163,8 @@ def read_config(header: Header, arch: str, tensors: dict[str, Tensor], factors: 
         "rope_layout": ROPE_LAYOUTS[arch],
         "tied_head": "output.weight" not in tensors,
         "qkv_bias": "layers.0.attention.wq.bias" in tensors,
+        "out_bias": "layers.0.attention.wo.bias" in tensors,
+        "ffn_bias": "layers.0.feed_forward.w1.bias" in tensors,
         "qk_norm": arch == "qwen3",
         "sliding_window": header.whole(f"{arch}.attention.sliding_window", 0),
     }

@@ -230,5 +230,5 @@ def test_a_missing_checkpoint_and_a_pointer_to_one(tmp_path: Path) -> None:
         model_path(tmp_path / "ckpt-500.pt")
     path = tmp_path / "ckpt-500.pt"
     path.write_text("version https://git-lfs.example/spec/v1\noid sha256:0\nsize 1889966858\n")
-    with pytest.raises(ModelFormatError, match=r"a pointer of Git LFS.*git lfs pull"):
+    with pytest.raises(ModelFormatError, match=r"a Git LFS pointer.*git lfs pull"):
         open_checkpoint(path)
