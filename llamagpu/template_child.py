@@ -91,7 +91,7 @@ def main(memory: int) -> NoReturn:
         request = json.loads(sys.stdin.buffer.read(n).decode("utf-8", "surrogatepass"))
         for name in ("characters", "seconds"):  # so many, and more for each byte
             request[name] = request[name][0] + request[name][1] * n
-        set_alarm(request["seconds"])
+        set_alarm(request["seconds"] + 1)  # whoever asked is first, and says so
         write(renderer.answer(request))
         set_alarm(0)
 

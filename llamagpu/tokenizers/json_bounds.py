@@ -27,6 +27,9 @@ MAX_TEXT = 1 << 10  # characters of what one step puts in, and of names that are
 MAX_PATTERN = 1 << 13  # characters of a regular expression
 MAX_SPECIAL = 16  # tokens around a text
 MAX_FIELD, MAX_VALUES = 1 << 22, 1 << 16  # bytes, and values, of one field; a table of letters is half a megabyte
+# Of the whole file: bytes, and commas, since the library takes two hundred bytes for each entry of a vocabulary and
+# each merge. The largest files of models have a quarter of both.
+MAX_FILE, MAX_ENTRIES = 1 << 27, 1 << 22
 MAX_BRACKETS = 1 << 20  # that are stepped over one by one
 
 FIELDS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
@@ -81,6 +84,8 @@ class Bounds:
 
 def bounds_of(data: bytes, fail: Fail) -> Bounds:
     """Of a whole tokenizer.json. Raises what ``fail`` makes for one that grows without measure."""
+    if len(data) > MAX_FILE or (len(data) > MAX_ENTRIES and data.count(b",") > MAX_ENTRIES):
+        raise fail("length", f"is {len(data)} bytes, or more than {MAX_ENTRIES} entries: more than any model's")
     reader = Reader(fail)
     for name, value in fields(data, fail):
         if name in FIELDS:

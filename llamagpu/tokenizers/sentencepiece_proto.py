@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 BPE = 2
 NO_PIECE = b"\0"  # that no vocabulary has
+MAX_FIELDS = 1 << 20  # of a message: the library takes a hundred bytes for the shortest piece
 
 
 def model_proto(
@@ -66,15 +67,21 @@ def charsmaps(data: bytes) -> Iterator[bytes]:
 
 def values(data: bytes, wanted: int) -> Iterator[bytes]:
     """The texts of one field of a message. Raises ValueError for what is no protobuf."""
-    at, end = 0, len(data)
+    at, end, n_fields = 0, len(data), 0
     try:
         while at < end:
+            n_fields += 1
             while data[at] == 10 and data[at + 1] < 128:  # a piece: there are many, and they are short
                 if wanted == 1:
                     yield data[at + 2 : at + 2 + data[at + 1]]
                 at += 2 + data[at + 1]
+                n_fields += 1
                 if at >= end:
-                    return
+                    break
+            if n_fields > MAX_FIELDS:
+                raise OverflowError
+            if at >= end:
+                break
             tag, at = read_varint(data, at)
             if tag & 7 == 2:
                 size, at = read_varint(data, at)
@@ -90,7 +97,9 @@ def values(data: bytes, wanted: int) -> Iterator[bytes]:
         if at > end:
             raise ValueError
     except (IndexError, ValueError):
-        raise ValueError(f"is no protobuf at byte {at}") from None
+        raise ValueError(f"it is no protobuf at byte {at}") from None
+    except OverflowError:
+        raise ValueError(f"it has more than {MAX_FIELDS} pieces") from None
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from tokenizers import NormalizedString, Tokenizer
 
 from llamagpu.checkpoint import TokenizerSpec
 from llamagpu.errors import ModelFormatError, UsageError
-from llamagpu.tokenizers import open_spec, watched_call
+from llamagpu.tokenizers import json_bounds, open_spec, sentencepiece_proto, watched_call
 from llamagpu.tokenizers.huggingface import HuggingFaceTokenizer
 from llamagpu.tokenizers.json_bounds import bounds_of, fields, longest_of_charsmap
 from llamagpu.tokenizers.sentencepiece_proto import charsmaps, model_proto, number, text, values
@@ -107,6 +107,21 @@ def test_names_of_the_model_are_short(name: str) -> None:
     model = json.loads(llama3_like())["model"] | {"merges": [], name: "a" * 5000}
     model["vocab"]["a" * 5000] = 600
     assert refused(changed(model=model)).field == f"tokenizer.json {name}"
+
+
+def test_a_file_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (json_bounds.MAX_FILE, json_bounds.MAX_ENTRIES, sentencepiece_proto.MAX_FIELDS) == (
+        1 << 27,
+        1 << 22,
+        1 << 20,
+    )
+    monkeypatch.setattr(json_bounds, "MAX_ENTRIES", 10_000)
+    assert refused(b'{"model":{"merges":[' + b'"a b",' * 10_001 + b'"a b"]}}').field == "tokenizer.json length"
+    monkeypatch.setattr(json_bounds, "MAX_FILE", 1000)
+    assert refused(llama3_like()).field == "tokenizer.json length"
+    monkeypatch.setattr(sentencepiece_proto, "MAX_FIELDS", 1000)
+    with pytest.raises(ModelFormatError, match="more than 1000 pieces"):
+        open_spec(TokenizerSpec("sentencepiece", b"\x0a\x03\x0a\x01a" * 1001), Path("tokenizer.model"))
 
 
 def test_where_a_field_stands_and_how_it_is_written_is_no_way_around() -> None:
