@@ -247,7 +247,7 @@ def test_waiting_for_a_regular_expression_has_an_end(monkeypatch: pytest.MonkeyP
         tokenizer.encode("a" * 20_000)
     with pytest.raises(ModelFormatError, match="pattern"):
         tokenizer.encode_rendered("a", "guard", at_start=True)
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 10
     assert tokenizer.token_bytes(64) == b"a"
     exponential = HuggingFaceTokenizer(split("(a|aa)+[bc]"), PATH)  # the library counts its steps, and gives up
     with pytest.raises(ModelFormatError, match=r"cannot encode this text|takes? longer"):
@@ -284,7 +284,7 @@ def test_ctrl_c_works_within_the_library(tmp_path: Path) -> None:
     start = time.monotonic()
     out, err = process.communicate(timeout=60)
     assert (out, err, process.returncode) == ("[500, 262]\n", "", 0)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit of memory is Linux's")
