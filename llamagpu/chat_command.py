@@ -13,7 +13,7 @@ from llamagpu.chat import Chat, template_of
 from llamagpu.chat_templates import choose_template
 from llamagpu.commands import about_faithful, say_sampling
 from llamagpu.devices import peak_memory_bytes
-from llamagpu.errors import ContextFullError, LlamaGPUError, UsageError, printable
+from llamagpu.errors import ContextFullError, LlamaGPUError, TemplateError, UsageError, printable
 from llamagpu.generation import MAX_TOKENS, Answer
 from llamagpu.llm import DEMO, LLM, load
 from llamagpu.memory import Memory
@@ -193,6 +193,10 @@ class Room:
                     say(f"there is no {printable(command[:40])}: {', '.join(self.commands)}, /quit")
             except ContextFullError as error:
                 say(f"error: {error}, and nothing of it was read: {self.way_out()}")
+            except TemplateError as error:
+                if not self.is_terminal:  # nobody is there to choose another one
+                    raise
+                say(f"error: {error}")
             except LlamaGPUError as error:
                 say(f"error: {error}")
         self.keep()

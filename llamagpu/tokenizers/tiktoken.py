@@ -15,6 +15,7 @@ import tiktoken
 
 from llamagpu.errors import ModelFormatError, first_line
 from llamagpu.tokenizers.base import Tokenizer
+from llamagpu.tokenizers.last_words import last_words
 
 MAX_RANKS = 1 << 19
 MAX_TOKEN_BYTES = 1 << 12
@@ -72,7 +73,8 @@ class TiktokenTokenizer(RankedTokenizer):
         return {text: len(self.tokens) + place for text, place in places.items()}
 
     def encode_text(self, text: str) -> list[int]:
-        return [token for part in cut(text) for token in self.encoding.encode_ordinary(part)]
+        with last_words("tiktoken"):
+            return [token for part in cut(text) for token in self.encoding.encode_ordinary(part)]
 
 
 def encoding_of(tokens: Sequence[bytes], path: Path, pattern: str) -> tiktoken.Encoding:
