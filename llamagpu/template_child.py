@@ -42,7 +42,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 LENGTH = struct.Struct(">I")
-MAX_SIZE = 1 << 26  # product of the sizes of what an operation is given: it makes no more than that
+MAX_SIZE = 1 << 25  # product of the sizes of what an operation is given: it makes no more than that
 MAX_MORE_MEMORY = 1 << 27  # for the tracer
 LINES_A_LOOK = 64  # between two looks of the tracer at the memory
 CPU_SECONDS = 120  # of one child's life, beside the alarm of each request
