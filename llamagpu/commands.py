@@ -12,18 +12,20 @@ import numpy as np
 
 from llamagpu import __version__
 from llamagpu.backends.cuda.kernels import kernel_folder
+from llamagpu.chat_templates import read_template_args
+from llamagpu.chat_text import read_messages
 from llamagpu.devices import choose_device, cpu_description, peak_memory_bytes, why_no_gpu
 from llamagpu.errors import LlamaGPUError, UsageError, printable
-from llamagpu.formats import is_model, open_checkpoint
+from llamagpu.formats import open_checkpoint
 from llamagpu.generation import MAX_TOKENS, Answer
 from llamagpu.gpu_driver import count_gpus
 from llamagpu.llm import DEMO, LLM, find_tokenizer, load, model_path
 from llamagpu.memory import Memory
 from llamagpu.model_info import rows_of
+from llamagpu.model_text import open_text
 from llamagpu.models.window import window_and_sinks
 from llamagpu.sampling import asked_for, check_whole
 from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, write_text
-from llamagpu.tokenizers import open_spec, read_spec
 
 DEMO_PROMPT = "Once upon a time"
 
@@ -163,12 +165,17 @@ def read_prompt(model: str, prompt: str | None, prompt_file: str | None) -> str:
     if prompt_file is None:
         return prompt if prompt is not None else DEMO_PROMPT if model == DEMO else ""
     try:
-        data = sys.stdin.buffer.read() if prompt_file == "-" else Path(prompt_file).read_bytes()
-        return data.decode()
+        return read_file("--prompt_file", prompt_file).decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"--prompt_file {prompt_file}: is no UTF-8 text (byte {error.start})") from None
+
+
+def read_file(flag: str, file: str) -> bytes:
+    """What the file of a flag holds; - is standard input. Raises UsageError."""
+    try:
+        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except (OSError, ValueError) as error:
-        raise UsageError(f"--prompt_file {prompt_file}: {getattr(error, 'strerror', None) or error}") from None
+        raise UsageError(f"{flag} {file}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def say_end(generation: Answer, notice: str) -> None:
@@ -220,25 +227,47 @@ def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None
         print(f"{name:<13} {value}")
 
 
-def tokenize(model: str, text: str, *, tokenizer: str | None = None, bos: bool = True, pieces: bool = False) -> None:
-    """Show the token ids of a text, on one line.
+def tokenize(
+    model: str,
+    text: str | None = None,
+    *,
+    tokenizer: str | None = None,
+    bos: bool = True,
+    special: bool = False,
+    pieces: bool = False,
+    messages: str | None = None,
+    template: str = "auto",
+    template_args: str | None = None,
+) -> None:
+    """Show the token ids of a text, or of a conversation, on one line.
 
     Args:
-        model: A model file or folder, demo, or a tokenizer file.
+        model: A model file or folder, demo, a tokenizer file, or a folder that holds one.
         text: The text.
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         bos: Begin with the model's start token, as run does.
+        special: Read control tokens that are written in the text.
         pieces: One token a line: its id and its bytes.
+        messages: Instead of a text: a JSON file with a list of messages, as chat would read them; - is standard input.
+        template: With --messages: auto, model (its own), llama2 or plain.
+        template_args: With --messages: a JSON object of what the model's template may ask for.
     """
-    path = model_path(model)
-    if tokenizer is None and path.is_file() and not is_model(path):
-        opened = open_spec(read_spec(path), path)
+    if text is None and messages is None:
+        raise UsageError("TEXT is missing: give one, or --messages FILE")
+    if text is not None and messages is not None:
+        raise UsageError("give a TEXT or --messages FILE, not both")
+    if messages is None and (template != "auto" or template_args is not None):
+        raise UsageError("--template and --template_args are for --messages")
+    said = read_messages(messages, read_file("--messages", messages)) if messages is not None else []
+    values = read_template_args(template_args)
+    opened = open_text(model, tokenizer)
+    if text is None:
+        ids = opened.chat_ids(said, values, template, say)
     else:
-        opened = find_tokenizer(open_checkpoint(path), tokenizer)[1]
-    ids = opened.encode(text, add_bos=bos)
+        ids = opened.tokenizer.encode(text, add_bos=bos, special=special)
     if pieces:
         for token in ids:
-            print(f"{token}\t{opened.token_bytes(token).decode('utf-8', 'backslashreplace')!r}")
+            print(f"{token}\t{opened.tokenizer.token_bytes(token).decode('utf-8', 'backslashreplace')!r}")
     else:
         print(*ids)
 

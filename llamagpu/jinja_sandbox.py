@@ -46,12 +46,12 @@ class JinjaTemplate:
     def __init__(self, source: str) -> None:
         self.template = bounded(lambda: SandboxedEnvironment().from_string(source))
 
-    def render(self, messages: Sequence[Mapping[str, str]], **texts: str) -> str:
-        """The text that asks for an answer. texts: by the names that templates know, such as bos_token."""
+    def render(self, messages: Sequence[Mapping[str, Any]], **names: Any) -> str:
+        """The text that asks for an answer. names: what else templates know by them, such as bos_token."""
 
         def make() -> str:
             parts, n = [], 0
-            for part in self.template.generate(messages=messages, add_generation_prompt=True, **texts):
+            for part in self.template.generate(messages=messages, **{"add_generation_prompt": True, **names}):
                 n += len(part)
                 if n > MAX_OUTPUT:
                     raise SecurityError(f"its text is longer than {MAX_OUTPUT} characters")

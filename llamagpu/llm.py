@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.backends.protocol import Backend
+from llamagpu.chat_text import NONE, chat_ids
 from llamagpu.checkpoint import Checkpoint, Quirks, TokenizerSpec
 from llamagpu.config import MICRO_RWKV, ModelConfig
 from llamagpu.devices import OnWork, choose_device
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import open_checkpoint
+from llamagpu.formats.token_facts import facts_beside
 from llamagpu.generation import PROMPT_CHUNK, Generation
 from llamagpu.models import MEMORY_UPDATES, StateOptions, check_recurrent, load_model, notes_of
 from llamagpu.models.window import DEFAULT_SINKS, check_window
@@ -61,8 +64,13 @@ def find_tokenizer(checkpoint: Checkpoint, path: str | Path | None) -> tuple[Tok
                 f"{checkpoint.path} holds no tokenizer, and none beside it has its {vocab_size} tokens"
                 f" ({', '.join(names_beside(vocab_size))}): give one with --tokenizer FILE"
             )
-        return found
-    spec = read_spec(path) if path is not None else checkpoint.tokenizer
+        spec, tokenizer, place = found
+        facts = facts_beside(place)
+        if facts is not None:
+            spec = replace(spec, facts=facts)
+            tokenizer = open_spec(spec, place)
+        return spec, tokenizer, place
+    spec = replace(read_spec(path), facts=facts_beside(Path(path))) if path is not None else checkpoint.tokenizer
     assert spec is not None
     place = Path(path) if path is not None else checkpoint.path
     tokenizer = open_spec(spec, place)
@@ -210,6 +218,23 @@ class LLM:
         asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         params = replace(self.default_sampling, **asked)
         return Generation(self, prompt, max_tokens, params, stop, on_prompt_tokens)
+
+    def chat_ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        template_args: Mapping[str, Any] = NONE,
+        template: str = "auto",
+        notice: Callable[[str], None] = warnings.warn,
+    ) -> list[int]:
+        """The ids that the model would read of a conversation, with what asks for its answer.
+
+        messages: objects with role (system, user, assistant, or what the model's template knows) and content. What
+        they say never becomes a control token. template_args: more of what the model's template may ask for, such as
+        {"enable_thinking": False}. template: auto, model, llama2 or plain. notice: told in one line what a user should
+        know. Raises UsageError for what the template does not take.
+        """
+        own = self.checkpoint
+        return chat_ids(messages, self.tokenizer, own.chat_template, own.stop_tokens, template_args, template, notice)
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Raw logits after each token, from an empty state: float32 [len(ids), vocab_size]."""
