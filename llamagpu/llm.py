@@ -64,12 +64,11 @@ def find_tokenizer(checkpoint: Checkpoint, path: str | Path | None) -> tuple[Tok
                 f"{checkpoint.path} holds no tokenizer, and none beside it has its {vocab_size} tokens"
                 f" ({', '.join(names_beside(vocab_size))}): give one with --tokenizer FILE"
             )
-        spec, tokenizer, place = found
-        facts = facts_beside(place)
-        if facts is not None:
-            spec = replace(spec, facts=facts)
-            tokenizer = open_spec(spec, place)
-        return spec, tokenizer, place
+        facts = facts_beside(found[2])
+        if facts is None:
+            return found
+        described = replace(found[0], facts=facts)
+        return described, open_spec(described, found[2]), found[2]
     spec = replace(read_spec(path), facts=facts_beside(Path(path))) if path is not None else checkpoint.tokenizer
     assert spec is not None
     place = Path(path) if path is not None else checkpoint.path

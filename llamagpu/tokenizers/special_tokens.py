@@ -84,12 +84,10 @@ def control_text(tokenizer: Tokenizer, token: int | None) -> str | None:
 def template_names(tokenizer: Tokenizer, stop_tokens: Collection[int]) -> dict[str, Any]:
     """What a chat template gets by the names of transformers. stop_tokens: of the checkpoint, the only place where
     files that name no tokens say what ends a text."""
-    names = dict(tokenizer.names)
-    if tokenizer.facts is None and "eos_token" not in names:
-        texts = [text for token in stop_tokens if (text := control_text(tokenizer, token))]
-        if texts:
-            names["eos_token"] = texts[0]
-    return names
+    if tokenizer.facts is not None:
+        return dict(tokenizer.names)
+    texts = [text for token in stop_tokens if (text := control_text(tokenizer, token))]
+    return {"bos_token": "", "eos_token": "".join(texts[:1]), **tokenizer.names}
 
 
 def end_ids(tokenizer: Tokenizer, stop_tokens: Collection[int]) -> set[int]:
