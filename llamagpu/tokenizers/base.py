@@ -29,6 +29,7 @@ class Tokenizer(ABC):
     stop_ids: tuple[int, ...] = ()  # others than bos_id and eos_id that end a text
     names: Mapping[str, str | list[str]] = {}  # never changed in place
     facts: TokenFacts | None = None  # what the files around the tokenizer say, where there are some
+    says_bos = False  # its own file says what goes before a text
     begins_anew = True  # a text after a control token has the space before it, as in Meta's own code
 
     @property

@@ -39,6 +39,8 @@ class HuggingFaceTokenizer(Tokenizer):
     encode() never adds it.
     """
 
+    says_bos = True
+
     def __init__(self, data: bytes, path: Path) -> None:
         self.path = path
         with self.library_errors("is no tokenizer.json that can be read"):

@@ -24,6 +24,8 @@ CLASS_NAMES: dict[str, Mapping[str, str]] = {
     "LlamaTokenizer": LLAMA,
     "Qwen2Tokenizer": {"eos_token": END, "unk_token": END, "pad_token": END},
 }
+# Those that obey add_bos_token where a tokenizer.json lies beside it; of the others that file alone says.
+FLAG_CLASSES = ("", "CodeLlamaTokenizer", "CohereTokenizer", "GemmaTokenizer", "LlamaTokenizer")
 # Control tokens that end what a model says, where its template writes them: some models do not name theirs as an end.
 ENDS = (
     "<|im_end|>",
@@ -54,8 +56,8 @@ def settle(tokenizer: Tokenizer, facts: TokenFacts | None) -> None:
         tokenizer.begins_anew = facts.legacy
     before, after = tokenizer.bos_id, tokenizer.eos_id
     bos, eos = (id_of(tokenizer, facts, name) for name in ("bos_token", "eos_token"))
-    if facts.add_bos is not None:
-        tokenizer.bos_id = None if not facts.add_bos else before if bos is None else bos
+    if facts.add_bos is not None and (not tokenizer.says_bos or class_of(facts) in FLAG_CLASSES):
+        tokenizer.bos_id = (before if bos is None else bos) if facts.add_bos else None
     tokenizer.eos_id = after if eos is None else eos
     if after is not None and after != tokenizer.eos_id:
         tokenizer.stop_ids = (*tokenizer.stop_ids, after)
@@ -63,10 +65,14 @@ def settle(tokenizer: Tokenizer, facts: TokenFacts | None) -> None:
 
 def names_of(tokenizer: Tokenizer, facts: TokenFacts) -> dict[str, str]:
     """Text by name. What a file calls null has no name, whatever the class would call it."""
-    names: dict[str, str | None] = dict(CLASS_NAMES.get(facts.tokenizer_class.removesuffix("Fast"), {}))
+    names: dict[str, str | None] = dict(CLASS_NAMES.get(class_of(facts), {}))
     names |= {name: tokenizer.text_of(token) for name, token in facts.ids.items()}
     names |= facts.names
     return {name: text for name, text in names.items() if text}
+
+
+def class_of(facts: TokenFacts) -> str:
+    return facts.tokenizer_class.removesuffix("Fast")
 
 
 def id_of(tokenizer: Tokenizer, facts: TokenFacts, name: str) -> int | None:
