@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,9 +21,17 @@ if TYPE_CHECKING:
     from llamagpu.llm import LLM
 
 Message = Mapping[str, Any]  # role, such as system, user or assistant; content; what else a template knows
+NONE: Mapping[str, Any] = MappingProxyType({})
 NAMES = ("auto", "model", "llama2", "plain")
 MARKER = "is7this8read"  # as a system prompt: whether a template writes it
 RESERVED = ("messages", "self")
+
+
+Guard = Callable[[Any], Any]
+
+
+def as_it_is(value: Any) -> Any:
+    return value
 
 
 class Template(Protocol):
@@ -39,8 +47,11 @@ class Template(Protocol):
     @property
     def takes_system(self) -> bool: ...
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The conversation, and what asks for the next answer. Raises UsageError for what it does not take."""
+    def render(self, messages: Sequence[Message], guard: Guard = as_it_is) -> str:
+        """The conversation, and what asks for the next answer. guard: put over what else users give to the template.
+
+        Raises UsageError for what it does not take.
+        """
         ...
 
 
@@ -53,7 +64,7 @@ class Llama2:
     def __init__(self, bos: str, eos: str) -> None:
         self.bos, self.eos = bos, eos
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], guard: Guard = as_it_is) -> str:
         system, text = "", ""
         for message in plain(messages):
             content = message["content"].strip()
@@ -76,29 +87,32 @@ class Plain:
     def __init__(self, bos: str) -> None:
         self.bos = bos
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], guard: Guard = as_it_is) -> str:
         names = {"system": "", "user": "User: ", "assistant": "Assistant: "}
         lines = [f"{names[message['role']]}{message['content'].strip()}\n" for message in plain(messages)]
         return f"{self.bos}{''.join(lines)}Assistant:"
 
 
 class Model:
-    """The model's own, in Jinja. values: what it may ask for beside the messages, by name."""
+    """The model's own, in Jinja. names: special tokens by their names. args: what users give it, by name."""
 
     name = "model"
     stops: tuple[str, ...] = ()
 
-    def __init__(self, source: str, bos: str = "", eos: str = "", values: Mapping[str, Any] = MappingProxyType({})):
+    def __init__(
+        self, source: str, bos: str = "", eos: str = "", names: Mapping[str, Any] = NONE, args: Mapping[str, Any] = NONE
+    ) -> None:
         from llamagpu.jinja_sandbox import JinjaTemplate  # jinja2 takes a while to import
 
-        self.source, self.template = source, JinjaTemplate(source)
-        texts = {"bos_token": bos, "eos_token": eos}
-        # None as in transformers: "is not none" and "is defined" are what templates ask
-        self.values = {name: text for name, text in texts.items() if text} | {"tools": None, "documents": None}
-        self.values |= {name: value for name, value in values.items() if name not in RESERVED}
+        self.source, self.template, self.args = source, JinjaTemplate(source), args
+        # None as in transformers: templates ask whether tools are none, and whether a name is defined
+        self.names = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
+        self.names = {name: value for name, value in self.names.items() if value != ""} | without_reserved(names)
 
-    def render(self, messages: Sequence[Message]) -> str:
-        return self.template.render(messages, **self.values)
+    def render(self, messages: Sequence[Message], guard: Guard = as_it_is) -> str:
+        # a user may name another token
+        args = {name: arg if name.endswith("_token") else guard(arg) for name, arg in self.args.items()}
+        return self.template.render(messages, **self.names | args)
 
     @cached_property
     def takes_system(self) -> bool:
@@ -115,6 +129,11 @@ class Model:
         return False
 
 
+def without_reserved(names: Mapping[str, Any]) -> dict[str, Any]:
+    """A file may name a token as it likes, but not as what the template is given in any case."""
+    return {name: value for name, value in names.items() if name not in RESERVED}
+
+
 def plain(messages: Sequence[Message]) -> Sequence[Message]:
     """The same messages. Raises UsageError for those that only a model's own template can write."""
     for message in messages:
@@ -125,11 +144,11 @@ def plain(messages: Sequence[Message]) -> Sequence[Message]:
     return messages
 
 
-def choose_template(name: str, llm: LLM, template_args: Mapping[str, Any] | None = None) -> tuple[Template, str]:
+def choose_template(name: str, llm: LLM, template_args: Mapping[str, Any] = NONE) -> tuple[Template, str]:
     """The template, and why it is this one. template_args: more of what the model's own may ask for. Raises
     UsageError."""
     checkpoint = llm.checkpoint
-    return make_template(name, checkpoint.chat_template, llm.tokenizer, checkpoint.stop_tokens, template_args or {})
+    return make_template(name, checkpoint.chat_template, llm.tokenizer, checkpoint.stop_tokens, template_args)
 
 
 def make_template(
@@ -137,7 +156,7 @@ def make_template(
     source: str | None,
     tokenizer: Tokenizer,
     stop_tokens: Collection[int] = (),
-    template_args: Mapping[str, Any] = MappingProxyType({}),
+    template_args: Mapping[str, Any] = NONE,
 ) -> tuple[Template, str]:
     """The same for a tokenizer. source: of the model's own template, where it has one."""
     if name not in NAMES:
@@ -149,7 +168,7 @@ def make_template(
     if name == "model":
         if source is None:
             raise UsageError("the model brings no chat template: --template plain, or llama2 for models of that kind")
-        return Model(source, values=names | dict(template_args)), why
+        return Model(source, names=names, args=template_args), why
     if template_args:
         raise UsageError(f"template_args are for the model's own template, and this is {name}: leave them out")
     bos, eos = str(names.get("bos_token", "")), str(names.get("eos_token", ""))

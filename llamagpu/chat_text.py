@@ -6,15 +6,13 @@ import json
 import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
-from llamagpu.chat_templates import Message, Template, guarded, make_template
+from llamagpu.chat_templates import NONE, Message, Template, guarded, make_template
 from llamagpu.errors import UsageError
 from llamagpu.tokenizers import Tokenizer
 
 FOLDED = "the model's template has no place for a system prompt: it is put before the first message of the user"
-NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def new_guard() -> str:
@@ -37,11 +35,7 @@ def chat_ids(
     """
     check_messages(messages)
     guard = new_guard()
-    safe_args = {
-        name: value if name.endswith("_token") else guarded_value(value, tokenizer, guard)
-        for name, value in template_args.items()
-    }
-    chosen, _ = make_template(template, source, tokenizer, stop_tokens, safe_args)
+    chosen, _ = make_template(template, source, tokenizer, stop_tokens, template_args)
     return tokenizer.encode_rendered(render(chosen, messages, tokenizer, guard, notice), guard, at_start=True)
 
 
@@ -56,7 +50,7 @@ def render(
     if safe and safe[0]["role"] == "system" and not template.takes_system:
         notice(FOLDED)
         safe = folded(safe)
-    return template.render(safe)
+    return template.render(safe, lambda value: guarded_value(value, tokenizer, guard))
 
 
 def folded(messages: Sequence[Message]) -> list[Message]:

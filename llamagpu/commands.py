@@ -50,6 +50,7 @@ def run(
     window: int | None = None,
     sinks: int | None = None,
     memory_update: str = "chunk",
+    special: bool = False,
     echo: bool = False,
     faithful: bool = False,
     memory: str | None = None,
@@ -77,6 +78,7 @@ def run(
         window: Keep the first few and the last so many tokens alone: the text has no end, and the rest is forgotten.
         sinks: With --window, how many of the first tokens are kept. By default 4.
         memory_update: Of a model with a memory: renew it after each chunk, as it was trained, or after each token.
+        special: Read control tokens that are written in the prompt. Otherwise they are text as any other.
         echo: Print the prompt on stdout too. (A terminal shows it in any case.)
         faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
         memory: Go on from this file where it exists, and save in it at the end.
@@ -112,15 +114,20 @@ def run(
     generation: Answer
     if kept is None:
         options = asdict(sampling)
-        generation = llm.generate(text, max_tokens, stop=stop or [], on_prompt_tokens=on_prompt_tokens, **options)
+        generation = llm.generate(
+            text, max_tokens, stop=stop or [], on_prompt_tokens=on_prompt_tokens, special=special, **options
+        )
     else:
-        session = kept.go_on(llm, text)
+        session = kept.go_on(llm, text, special)
         sampling = replace(sampling, seed=session.seed if seed is None else seed)
         at_start = not goes_on and not text
         generation = Answer(session, max_tokens, sampling, stop or [], on_prompt_tokens, at_start)
     progress.total = len(generation.prompt_tokens)
     for note in llm.notes:
         say(printable(note))
+    typed = None if special else llm.tokenizer.find_control(text)
+    if typed is not None:
+        say(f"the prompt holds {printable(typed)}, which is read as text and not as a control token: see --special")
     n_given = generation.session.length
     if llm.most_seen is not None and n_given > llm.most_seen:
         say(f"only the last {llm.most_seen} of {n_given} tokens are seen, as this model does")

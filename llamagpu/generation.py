@@ -152,10 +152,11 @@ class Generation(Answer):
         params: SamplingParams,
         stop: Sequence[str],
         on_prompt_tokens: Callable[[int], None],
+        special: bool = False,
     ) -> None:
         check_answer(max_tokens, stop)
         self.llm, self.prompt = llm, prompt
-        tokens = llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos)
+        tokens = llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos, special=special)
         if not tokens:
             raise UsageError("the prompt is empty and this model has no start token: give a prompt")
         if llm.quirks.repeats_last_prompt_token:

@@ -206,17 +206,19 @@ class LLM:
         seed: int | None = None,
         stop: Sequence[str] = (),
         on_prompt_tokens: Callable[[int], None] = lambda n: None,
+        special: bool = False,
     ) -> Generation:
         """Continue ``prompt``: iterate over the result for text as it is made (see SamplingParams for the numbers, and
         ``default_sampling`` for what is not given).
 
         stop: texts before which to end. on_prompt_tokens: called with the size of each chunk of the prompt once it is
         read. The prompt must fit the context: it is never cut (a micro_rwkv looks at its last
-        ``most_seen`` tokens). Raises UsageError for values out of range.
+        ``most_seen`` tokens). special: the texts of control tokens in the prompt become those; else they are text.
+        Raises UsageError for values out of range.
         """
         asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         params = replace(self.default_sampling, **asked)
-        return Generation(self, prompt, max_tokens, params, stop, on_prompt_tokens)
+        return Generation(self, prompt, max_tokens, params, stop, on_prompt_tokens, special)
 
     def chat_ids(
         self,

@@ -96,6 +96,13 @@ def template_names(tokenizer: Tokenizer, stop_tokens: Collection[int]) -> dict[s
     return {"bos_token": "", "eos_token": "".join(texts[:1]), **tokenizer.names}
 
 
+def named_ids(tokenizer: Tokenizer) -> tuple[int | None, int | None]:
+    """BOS and EOS as a config.json has them: the named ones, whether or not a plain text begins with BOS."""
+    bos = tokenizer.names.get("bos_token")
+    named = tokenizer.id_of(bos) if isinstance(bos, str) else None
+    return tokenizer.bos_id if named is None else named, tokenizer.eos_id
+
+
 def end_ids(tokenizer: Tokenizer, stop_tokens: Collection[int]) -> set[int]:
     """Tokens that end what a model says, whatever it is asked. stop_tokens: of the checkpoint."""
     # BOS too: llama2.c's models open the next story with it
