@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llamagpu.chat import Chat, template_of
-from llamagpu.chat_templates import choose_template, read_template_args
-from llamagpu.chat_text import NONE
+from llamagpu.chat_templates import NONE, choose_template, read_template_args
 from llamagpu.commands import read_prompt
 from llamagpu.devices import peak_memory_bytes
 from llamagpu.errors import ContextFullError, LlamaGPUError, UsageError, printable

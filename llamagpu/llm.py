@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.backends.protocol import Backend
-from llamagpu.chat_text import NONE, chat_ids
+from llamagpu.chat_templates import NONE
+from llamagpu.chat_text import chat_ids
 from llamagpu.checkpoint import Checkpoint, Quirks, TokenizerSpec
 from llamagpu.config import MICRO_RWKV, ModelConfig
 from llamagpu.devices import OnWork, choose_device

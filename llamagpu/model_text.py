@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llamagpu.chat_templates import Message
-from llamagpu.chat_text import NONE, chat_ids
+from llamagpu.chat_templates import NONE, Message
+from llamagpu.chat_text import chat_ids
 from llamagpu.formats import is_model, open_checkpoint
 from llamagpu.formats.huggingface_text import read_chat_template, read_text_settings
 from llamagpu.formats.token_facts import TOKENIZER_CONFIG, facts_beside, read_optional
