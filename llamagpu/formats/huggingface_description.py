@@ -155,7 +155,7 @@ def told(facts: TokenFacts, tokenizer: Tokenizer | None, kind: str) -> TokenFact
     facts = replace(facts, ids={}, tokenizer_class=kind if named in ("", NEWEST_CLASS) else named)
     if tokenizer is None:
         return facts
-    names = {name: text for name, text in tokenizer.names.items() if isinstance(text, str) and text}
+    names = {name: text for name, text in tokenizer.names.items() if isinstance(text, str)} if not facts.names else {}
     add_bos = facts.add_bos
     if not tokenizer.says_bos:
         add_bos = tokenizer.bos_id is not None  # a class would add it

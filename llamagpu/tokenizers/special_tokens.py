@@ -49,7 +49,10 @@ def settle(tokenizer: Tokenizer, facts: TokenFacts | None) -> None:
         tokenizer.names = {name: text for name, token in own.items() if (text := control_text(tokenizer, token))}
         return
     named = names_of(tokenizer, facts)
-    control = dict.fromkeys([*named.values(), *facts.more])
+    said = {text for text in facts.names.values() if text}
+    # what a class names and the vocabulary lacks is no token
+    control = dict.fromkeys(text for text in named.values() if text in said or tokenizer.id_of(text) is not None)
+    control |= dict.fromkeys(facts.more)
     tokenizer.add_tokens(facts.added, list(control))
     tokenizer.names = {**named, "additional_special_tokens": list(facts.more)} if facts.more else named
     if facts.legacy is not None:

@@ -117,7 +117,8 @@ def test_template_args(tmp_path: Path) -> None:
     text = text_of(tmp_path, eos_token="<|end_of_text|>", chat_template=source)
     assert text.chat_ids(ASK, {"enable_thinking": False}, notice=quiet)[0] == 502
     assert 502 not in text.chat_ids(ASK, notice=quiet)
-    for wrong in ({"messages": []}, {"self": 1}, {"x": object()}, {"x": float("nan")}, {1: 2}):
+    given: list[Any] = [{"messages": []}, {"self": 1}, {"x": object()}, {"x": float("nan")}, {1: 2}]
+    for wrong in given:
         with pytest.raises(UsageError, match="template_args"):
             text.chat_ids(ASK, wrong)
     with pytest.raises(UsageError, match="leave them out"):
