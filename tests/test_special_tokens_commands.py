@@ -98,7 +98,7 @@ def test_wrong_commands(case: str, model: Path, tmp_path: Path) -> None:
     files = {"FILE": tmp_path / "a.json", "GOOD": tmp_path / "b.json"}
     files["FILE"].write_text("[")
     files["GOOD"].write_text(json.dumps(SAID))
-    given = {name: str(files.get(value, value)) for name, value in flags.items()}
+    given: dict[str, Any] = {name: str(files.get(value, value)) for name, value in flags.items()}
     with pytest.raises(UsageError, match=message):
         commands.tokenize(str(model), **given)
 

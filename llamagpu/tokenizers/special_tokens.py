@@ -7,6 +7,7 @@ itself puts before a text. The kinds of tokenizer know what is inside their own 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from llamagpu.checkpoint import TokenFacts
 from llamagpu.tokenizers.base import Tokenizer
 
 END = "<|endoftext|>"
+MARKED = re.compile(r"[^\w\s].*\w.*[^\w\s]")  # <s>, [PAD], <|im_end|>
 LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 # What the classes of transformers name where tokenizer_config.json does not; Fast at the end of a name changes nothing.
 CLASS_NAMES: dict[str, Mapping[str, str]] = {
@@ -51,8 +53,8 @@ def settle(tokenizer: Tokenizer, facts: TokenFacts | None) -> None:
     named = names_of(tokenizer, facts)
     said = {text for text in facts.names.values() if text}
     # what a class names and the vocabulary lacks is no token
-    control = dict.fromkeys(text for text in named.values() if text in said or tokenizer.id_of(text) is not None)
-    control |= dict.fromkeys(facts.more)
+    there = [text for text in named.values() if text in said or tokenizer.id_of(text) is not None]
+    control = dict.fromkeys(text for text in (*there, *facts.more) if may_be_control(tokenizer, text))
     tokenizer.add_tokens(facts.added, list(control))
     tokenizer.names = {**named, "additional_special_tokens": list(facts.more)} if facts.more else named
     if facts.legacy is not None:
@@ -66,9 +68,17 @@ def settle(tokenizer: Tokenizer, facts: TokenFacts | None) -> None:
         tokenizer.stop_ids = (*tokenizer.stop_ids, after)
 
 
+def may_be_control(tokenizer: Tokenizer, text: str) -> bool:
+    """Some models pad with "!", or end with a newline: an ordinary token stays text, whatever it is named."""
+    return text in tokenizer.controls or tokenizer.id_of(text) is None or MARKED.fullmatch(text) is not None
+
+
 def names_of(tokenizer: Tokenizer, facts: TokenFacts) -> dict[str, str]:
     """Text by name. What a file calls null has no name, whatever the class would call it."""
     names: dict[str, str | None] = dict(CLASS_NAMES.get(class_of(facts), {}))
+    if not facts.names and not names:
+        own = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+        names |= {name: control_text(tokenizer, token) for name, token in own.items()}
     names |= {name: tokenizer.text_of(token) for name, token in facts.ids.items()}
     names |= facts.names
     return {name: text for name, text in names.items() if text}

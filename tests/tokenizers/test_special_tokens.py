@@ -213,6 +213,13 @@ def test_a_named_token_is_a_control_token_whatever_its_own_file_says(tmp_path: P
     assert tokenizer.token_bytes(end) == b""
 
 
+def test_an_ordinary_token_stays_text_whatever_it_is_named(tmp_path: Path) -> None:
+    tokenizer = text_of(tmp_path, pad_token="!", eos_token="Ċ").tokenizer
+    assert tokenizer.decode(tokenizer.encode("the!\n")) == "the!\n"
+    assert tokenizer.find_control("the!\n") is None
+    assert tokenizer.eos_id == tokenizer.encode("\n", add_bos=False)[0], "it ends a text all the same"
+
+
 def demo_model() -> bytes:
     spec = open_checkpoint(model_path("demo")).tokenizer
     assert spec is not None
