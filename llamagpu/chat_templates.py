@@ -211,7 +211,7 @@ def read_template_args(text: str | None) -> dict[str, Any]:
     try:
         values = json.loads(text) if text is not None else {}
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"--template_args is no valid JSON ({first_line(error)})") from None
+        raise UsageError(f"--template_args is not valid JSON ({first_line(error)})") from None
     if not isinstance(values, dict):
         raise UsageError("--template_args must be a JSON object, such as '{\"enable_thinking\": false}'")
     return values

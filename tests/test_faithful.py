@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -195,7 +196,7 @@ def test_a_model_without_quirks_is_as_ever() -> None:
 class Greedy:
     """In the place of the real one."""
 
-    vocab_size = 300
+    vocab_size, bos_id, eos_id, controls = 300, None, None, MappingProxyType[str, int]({})
 
     def __init__(self, data: bytes, path: Path) -> None:
         self.data = data

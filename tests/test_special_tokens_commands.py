@@ -85,9 +85,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "both": ({"text": "a", "messages": "x"}, "not both"),
     "of no use": ({"text": "a", "template_args": "{}"}, "are for --messages"),
     "no file": ({"messages": "there is none"}, "--messages there is none: No such file"),
-    "no JSON": ({"messages": "FILE"}, "--messages .* is no valid JSON"),
+    "no JSON": ({"messages": "FILE"}, "--messages .* is not valid JSON"),
     "no object": ({"messages": "GOOD", "template_args": "[1]"}, "must be a JSON object"),
-    "damaged": ({"messages": "GOOD", "template_args": "{"}, "--template_args is no valid JSON"),
+    "damaged": ({"messages": "GOOD", "template_args": "{"}, "--template_args is not valid JSON"),
     "messages": ({"messages": "GOOD", "template_args": '{"messages": []}'}, "cannot have 'messages'"),
 }
 
