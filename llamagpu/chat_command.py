@@ -16,7 +16,7 @@ from llamagpu.devices import peak_memory_bytes
 from llamagpu.errors import ContextFullError, LlamaGPUError, UsageError, printable
 from llamagpu.generation import MAX_TOKENS, Answer
 from llamagpu.llm import DEMO, LLM, load
-from llamagpu.memory import Memory
+from llamagpu.memory import Memory, length_of
 from llamagpu.models.window import window_and_sinks
 from llamagpu.sampling import SamplingParams, asked_for, check_whole
 from llamagpu.session import Session
@@ -139,7 +139,8 @@ class Room:
         template, why = choose_template(known if name == "auto" and known is not None else name, self.llm)
         if name == "auto" and known is not None:
             why = "as in the memory"
-        params = SamplingParams(**{**vars(self.params), "seed": self.params.seed or session.seed}).with_seed()
+        seed = session.seed if self.params.seed is None else self.params.seed  # 0 is a seed like any other
+        params = replace(self.params, seed=seed).with_seed()
         chat = Chat(session, template, self.system, params, self.max_tokens, self.stop)
         if conversation:
             chat.restore(conversation, path)
@@ -150,7 +151,7 @@ class Room:
         session, conversation = memory.load(self.llm)
         self.begin(session, conversation, memory.path)
         n_turns = sum(message["role"] == "user" for message in self.chat.messages)
-        say(f"went on from {memory.path}: {count_tokens(session.length)}, {n_turns} turns")
+        say(f"went on from {memory.path}: {length_of(session)}, {n_turns} turns")
 
     def read_document(self, text: str) -> None:
         bar, interrupt = ProgressBar("reading the document", "tok"), Interrupt()

@@ -114,8 +114,7 @@ def run(
     else:
         session = kept.go_on(llm, text)
         sampling = replace(sampling, seed=session.seed if seed is None else seed)
-        at_start = not goes_on and not text
-        generation = Answer(session, max_tokens, sampling, stop or [], on_prompt_tokens, at_start)
+        generation = Answer(session, max_tokens, sampling, stop or [], on_prompt_tokens, session.begins)
     progress.total = len(generation.prompt_tokens)
     for note in llm.notes:
         say(printable(note))

@@ -47,13 +47,14 @@ class Memory:
         """The session that the file holds, and its conversation (see chat.py). Raises ModelFormatError."""
         session = Session(llm)
         if self.format == "llama2rnn":
-            arrays, length = llama2rnn_memory(llm).read_memory(self.path, llm.config)
+            arrays, place = llama2rnn_memory(llm).read_memory(self.path, llm.config)
+            length = place or llm.config.mem_len  # at a boundary whole chunks are behind it: never nothing
             saved = SavedSession(arrays, length, [], n_unknown=length)
         else:
             saved = session_file.read(self.path, self.fingerprint(llm))
         try:
             llm.check_tokens(saved.tokens)
-            if saved.length:
+            if saved.arrays:  # not the length: a memory may stand at a chunk's beginning
                 session.restore(dict(saved.arrays), saved.length)
         except (ValueError, UsageError) as error:
             raise ModelFormatError(self.path, "state", str(error), session_file.REMEDY) from None
@@ -69,10 +70,9 @@ class Memory:
             session.read(PROMPT_CHUNK, leave=0)  # the file has no place for tokens that were not run
             module.write_memory(self.path, llm.config, llm.model.save_state(session.state), session.state.length)
             return
+        seed = 0 if session.seed is None else session.seed
         length = session.n_unknown + session.n_run
-        arrays = llm.model.save_state(session.state) if length else {}
-        seed = session.seed or 0
-        saved = SavedSession(arrays, length, session.tokens, session.n_unknown, session.n_drawn, seed, chat)
+        saved = SavedSession(session.arrays(), length, session.tokens, session.n_unknown, session.n_drawn, seed, chat)
         session_file.write(self.path, self.fingerprint(llm), saved)
 
     def fingerprint(self, llm: LLM) -> str:
@@ -86,9 +86,11 @@ class Memory:
             session, chat = self.load(llm)
             if chat:
                 raise UsageError(f"{self.path} is the memory of a chat: llamagpu chat --memory goes on with it")
-            n_before = session.length
-            session.add(llm.tokenizer.encode_more(prompt))
-            say(f"went on from {self.path}: {count_tokens(n_before)}")
+            say(f"went on from {self.path}: {length_of(session)}")
+            if session.length:
+                session.add(llm.tokenizer.encode_more(prompt))
+            else:  # it was saved before anything was said
+                session.add(llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos))
         else:
             session = Session(llm)
             session.add(llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos))
@@ -96,6 +98,14 @@ class Memory:
             why = "the last token is not known" if session.n_unknown else "the text has come to its end"
             raise UsageError(f"there is nothing to begin with, since {why}: give a prompt")
         return session
+
+
+def length_of(session: Session) -> str:
+    """For a user. Of a text of another program nobody knows how long it is."""
+    n_tokens = count_tokens(len(session.tokens))
+    if not session.n_unknown:
+        return n_tokens
+    return "a text of another program" + (f" and {n_tokens} after it" if session.tokens else "")
 
 
 def llama2rnn_memory(llm: LLM) -> Any:
