@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -20,9 +20,10 @@ from llamagpu.memory import Memory, length_of
 from llamagpu.models.window import window_and_sinks
 from llamagpu.sampling import SamplingParams, asked_for, check_whole
 from llamagpu.session import Session
-from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, human_bytes, say, write_text
+from llamagpu.terminal import ENDING, Interrupt, ProgressBar, count_tokens, human_bytes, say, write_text
 
 HELP = """/save FILE   keep the conversation in a file       /load FILE   go on with one
+/save! FILE  the same, whatever FILE was before
 /reset       forget the conversation                /stats       tokens, room, speed
 /help        this list                              /quit        end (or Ctrl-D)
 A line that begins with // is said with one /. Ctrl-C stops an answer."""
@@ -83,7 +84,7 @@ def chat(
     """
     asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
-    memory_file = Memory(memory, memory_format) if memory is not None else None
+    memory_file = Memory.held(memory, memory_format) if memory is not None else None
     text = read_prompt(model, None, document) if document is not None else None
     bars: dict[str, ProgressBar] = {}
 
@@ -101,10 +102,15 @@ def chat(
     for note in llm.notes:
         say(printable(note))
     say(": ".join(filter(None, (f"running on {llm.device.description}", llm.device.why_not_gpu))))
-    room.open()
-    if text is not None:
-        room.read_document(text)
-    room.talk()
+    try:
+        with room.ending if memory_file is not None else nullcontext():
+            room.open()
+            if text is not None:
+                room.read_document(text)
+            room.talk()
+    finally:
+        if memory_file is not None:
+            memory_file.release()
 
 
 class Room:
@@ -118,8 +124,10 @@ class Room:
         self.params, self.max_tokens, self.stop = params, max_tokens, stop
         self.tell_time, self.memory = tell_time, memory
         self.is_terminal = sys.stdin.isatty()
+        self.ending = Interrupt(*ENDING)  # of the whole chat, where there is something to save
         self.commands: dict[str, Callable[[str], None]] = {
             "/save": self.save, "/load": self.load, "/reset": self.reset, "/stats": self.stats, "/help": self.help,
+            "/save!": self.save_over,
         }  # fmt: skip
 
     def open(self) -> None:
@@ -160,6 +168,7 @@ class Room:
         def on_tokens(n: int) -> None:
             bar.advance(n)
             interrupt.check()
+            self.ending.check()
 
         with interrupt:
             try:
@@ -169,27 +178,35 @@ class Room:
         say(f"read the document: {count_tokens(n)}")
 
     def talk(self) -> None:
-        for line in self.lines():
-            command, _, argument = line.partition(" ")
-            if command == "/quit":
-                break
-            try:
-                if not line.startswith("/") or line.startswith("//"):
-                    self.turn(line[1:] if line.startswith("//") else line)
-                elif command in self.commands:
-                    self.commands[command](argument.strip())
-                else:
-                    say(f"there is no {printable(command[:40])}: {', '.join(self.commands)}, /quit")
-            except ContextFullError as error:
-                say(f"error: {error}, and nothing of it was read: {self.way_out()}")
-            except LlamaGPUError as error:
-                say(f"error: {error}")
+        try:
+            for line in self.lines():
+                if line.partition(" ")[0] == "/quit":
+                    break
+                self.obey(line)
+        except (SystemExit, OSError):  # a signal, or nobody is there any more
+            self.keep()
+            raise
         self.keep()
+
+    def obey(self, line: str) -> None:
+        """Do what a line says: a command, or a turn."""
+        command, _, argument = line.partition(" ")
+        try:
+            if not line.startswith("/") or line.startswith("//"):
+                self.turn(line[1:] if line.startswith("//") else line)
+            elif command in self.commands:
+                self.commands[command](argument.strip())
+            else:
+                say(f"there is no {printable(command[:40])}: {', '.join(self.commands)}, /quit")
+        except ContextFullError as error:
+            say(f"error: {error}, and nothing of it was read: {self.way_out()}")
+        except LlamaGPUError as error:
+            say(f"error: {error}")
 
     def lines(self) -> Iterator[str]:
         """What the user says, stripped, without empty lines. Ctrl-C clears the line; twice in a row ends it."""
         if not self.is_terminal:
-            for data in sys.stdin.buffer:
+            while data := self.read_bytes():
                 line = data.decode("utf-8", "replace").strip()
                 if line:
                     yield line
@@ -212,11 +229,16 @@ class Room:
                 if n_interrupts == 1:
                     say("Ctrl-C again ends the chat, as Ctrl-D and /quit do")
 
+    def read_bytes(self) -> bytes:
+        with self.ending.waiting():
+            return sys.stdin.buffer.readline()
+
     def read_line(self, prompt: str) -> str:
-        if sys.stdout.isatty():
-            return input(prompt)
-        print(prompt, end="", file=sys.stderr, flush=True)  # stdout has the answers alone
-        line = sys.stdin.readline()
+        with self.ending.waiting():
+            if sys.stdout.isatty():
+                return input(prompt)
+            print(prompt, end="", file=sys.stderr, flush=True)  # stdout has the answers alone
+            line = sys.stdin.readline()
         if not line:
             raise EOFError
         return line
@@ -227,6 +249,7 @@ class Room:
         def on_prompt_tokens(n: int) -> None:
             bar.advance(n)
             interrupt.check()
+            self.ending.check()
 
         pieces = self.chat.ask(f"({now()})  {text}" if self.tell_time else text, on_prompt_tokens, say)
         bar.total = len(self.chat.session.pending)
@@ -237,13 +260,16 @@ class Room:
                     bar.close()
                     write_text(piece)
                     interrupt.check()
+                    self.ending.check()
             except KeyboardInterrupt:
+                if interrupt.at_once:  # nobody knows what the state has seen: it is not to be saved
+                    raise
                 stopped = True
                 answer = self.chat.answer
                 write_text(answer.held_text() if answer is not None else "")
             finally:
+                pieces.close()  # first: the terminal of the bar may be gone
                 bar.close()
-                pieces.close()
         write_text("\n")
         if stopped:
             say("stopped")
@@ -266,17 +292,50 @@ class Room:
         if self.memory is not None:
             self.memory.save(self.chat.session, self.chat.to_json())
 
-    def save(self, argument: str) -> None:
-        if not argument:
+    def save(self, argument: str, force: bool = False) -> None:
+        file = argument.removeprefix("--force ").removesuffix(" --force").strip()
+        if not file or file == "--force":
             raise UsageError("/save needs a file")
-        memory = Memory(argument)
-        memory.save(self.chat.session, self.chat.to_json())
-        say(f"saved {argument}: {count_tokens(self.chat.session.length)}")
+        if self.is_own(file) and self.memory is not None:
+            memory = self.memory
+            self.keep()
+        else:
+            memory = Memory.held(file)
+            try:
+                if force or file != argument or self.may_replace(memory):
+                    memory.save(self.chat.session, self.chat.to_json())
+                else:
+                    say(f"{file} is left as it is")
+                    return
+            finally:
+                memory.release()
+        say(f"saved {memory.path}: {count_tokens(self.chat.session.length)}")
+
+    def save_over(self, argument: str) -> None:
+        self.save(argument, force=True)
+
+    def may_replace(self, memory: Memory) -> bool:
+        """Raises UsageError where there is nobody to be asked."""
+        if not memory.exists() or memory.is_session(self.llm):
+            return True
+        what = f"{memory.path} is there and is not a session of this model"
+        if not self.is_terminal:
+            raise UsageError(f"{what}: it is left as it is, and /save! FILE would replace it")
+        say(printable(what))
+        try:
+            return self.read_line("Replace it? [y/N] ").strip().lower() in ("y", "yes")
+        except (EOFError, KeyboardInterrupt):
+            print(file=sys.stderr)
+            return False
+
+    def is_own(self, file: str) -> bool:
+        """Whether it is the file of --memory, which this process holds."""
+        return self.memory is not None and Path(file).resolve() == self.memory.path.resolve()
 
     def load(self, argument: str) -> None:
         if not argument:
             raise UsageError("/load needs a file")
-        self.take_up(Memory(argument))
+        self.take_up(self.memory if self.memory is not None and self.is_own(argument) else Memory(argument))
 
     def reset(self, argument: str) -> None:
         self.chat.reset()

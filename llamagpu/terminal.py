@@ -23,6 +23,7 @@ class Interrupt:
         """numbers: of signals; SIGINT where none are given."""
         self.numbers = numbers or (signal.SIGINT,)
         self.asked = 0  # the signal that came
+        self.at_once = False  # whether it was raised wherever the program was, in the midst of a step perhaps
         self._stack, self._waits = ExitStack(), False
 
     def __enter__(self) -> Self:
@@ -33,9 +34,9 @@ class Interrupt:
         self._stack.close()
 
     def ask(self, number: int, frame: object = None) -> None:
-        again = self.asked and number == signal.SIGINT
-        self.asked = number if again else self.asked or number
-        if again or self._waits:
+        self.at_once = bool(self.asked) and number == signal.SIGINT
+        self.asked = number if self.at_once else self.asked or number
+        if self.at_once or self._waits:
             self.check()
 
     def check(self) -> None:
