@@ -34,6 +34,7 @@ from llamagpu.memory import Memory
 from llamagpu.models.llama import Llama
 from llamagpu.sampling import SamplingParams
 from llamagpu.session import Session
+from llamagpu.terminal import ENDING, handled
 from tests.formats.test_atomic import dead, left_by
 from tests.memory_model_files import MemoryShape
 from tests.models.test_memory_llama import Model
@@ -327,6 +328,20 @@ def test_run_saves_before_a_signal_ends_it(number: int, status: int, tmp_path: P
     assert b"Traceback" not in notices
     session, _ = Memory(str(path)).load(llamagpu.load("demo", device="cpu"))
     assert session.llm.tokenizer.decode(session.tokens) == (shown + rest).decode()
+
+
+def test_what_is_ignored_stays_so() -> None:
+    """nohup ignores SIGHUP, and a program that it starts is not to be ended by it."""
+    got: list[int] = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with handled(ENDING, lambda number, frame: got.append(number)):
+            for number in (signal.SIGHUP, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert got == [signal.SIGTERM]
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, n_times: int) -> None:
