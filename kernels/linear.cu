@@ -1,11 +1,11 @@
 // Products with weights for 1 to 8 columns in one pass over them: y = norm(x) @ w.T, with two ways to end.
 //
 //     linear          y[c][first + step * o] = sum over k of w[o][k] * x[c][k], times the norm's factor
-//     linear_add      residual += the same; what reads the residual next gets residual * norm
+//     linear_add      residual += bias + the same; what reads the residual next gets residual * norm
 //
 // Shapes    w [out_features][in_features] of type W: rows (dot.cuh) or tiles (tiles.cuh); x, squares, and what is
 //           written for the next reader: activations.cuh; y float32 [n][y_width], residual float32 [n][out_features],
-//           padded; norm float32 [out_features], the weight of the RMSNorm that comes next, null for none.
+//           padded; bias and norm, the weight of the RMSNorm that comes next: float32 [out_features], null for none.
 // Threads   grid (row pairs / W::ROW_PAIRS, ceil(n / COLUMNS)), blocks as dot.cuh and tiles.cuh say; a thread ends with
 //           one pair of rows of one column. More columns read the weights again; prompts take linear_prompt.cu instead.
 // Bytes     the weights once per 8 columns; x and y are small beside them.
@@ -28,9 +28,9 @@ __global__ void __launch_bounds__(W::THREADS, W::min_blocks(COLUMNS))
 template <class W, int COLUMNS>
 __global__ void __launch_bounds__(W::THREADS, W::min_blocks(COLUMNS))
     linear_add(const typename W::Element* __restrict__ w, const typename W::Param* __restrict__ params,
-               int group_shift, const typename W::Activation* x, float* residual, const float* __restrict__ norm,
-               float* rows, unsigned short* split, const int* __restrict__ place, float* squares, int in_features,
-               int out_features, int n) {
+               int group_shift, const typename W::Activation* x, float* residual, const float* __restrict__ bias,
+               const float* __restrict__ norm, float* rows, unsigned short* split, const int* __restrict__ place,
+               float* squares, int in_features, int out_features, int n) {
     constexpr int PAIRS = W::ROW_PAIRS;
     __shared__ float of_pairs[COLUMNS][PAIRS];
     const int first_column = blockIdx.y * COLUMNS, n_left = n - first_column, thread = threadIdx.x;
@@ -44,6 +44,7 @@ __global__ void __launch_bounds__(W::THREADS, W::min_blocks(COLUMNS))
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         if (has[i]) values[i] = __ldcg(in_place + i);
+        if (has[i] && bias) values[i] += bias[row + i];
         if (has[i] && norm) norms[i] = norm[row + i];
     }
     const Product product =

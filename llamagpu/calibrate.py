@@ -99,16 +99,19 @@ class CalibratedLayers:
         mixed = [self.attend(rmsnorm(x, norms[0], config.norm_eps), layer, qkv) for x in self.x]
         (wo,) = self.quantise_for([f"{prefix}.attention.wo"], lambda i: mixed[i])
         for x in self.x:
-            x += mixed.pop(0) @ wo.T
+            x += mixed.pop(0) @ wo.T + self.bias(f"{prefix}.attention.wo", config.out_bias)
         gate, up = self.quantise([f"{prefix}.feed_forward.{name}" for name in ("w1", "w3")], norms[1])
+
+        names = [f"{prefix}.feed_forward.{name}" for name in ("w1", "w3")]
+        biases = [self.bias(name, config.ffn_bias) for name in names]
 
         def hidden(i: int) -> Floats:
             h = rmsnorm(self.x[i], norms[1], config.norm_eps)
-            return swiglu(h @ gate.T, h @ up.T)
+            return swiglu(h @ gate.T, h @ up.T, biases)
 
         (down,) = self.quantise_for([f"{prefix}.feed_forward.w2"], hidden)
         for i, x in enumerate(self.x):
-            x += hidden(i) @ down.T
+            x += hidden(i) @ down.T + self.bias(f"{prefix}.feed_forward.w2", config.ffn_bias)
 
     def quantise(self, names: Sequence[str], norm: Floats) -> list[Floats]:
         """Matrices that read rmsnorm(x)."""
@@ -147,6 +150,10 @@ class CalibratedLayers:
         cos, sin = rope_angles(0, n, config)
         q, k = rope(q, cos, sin, config.rope_layout), rope(k, cos, sin, config.rope_layout)
         return attention(q, k.transpose(1, 0, 2), v.transpose(1, 0, 2), 0, config.window_of(layer))
+
+    def bias(self, module: str, is_there: bool) -> Floats:
+        """Of a module, or one 0."""
+        return self.vector(f"{module}.bias") if is_there else np.zeros(1, np.float32)
 
     def vector(self, name: str) -> Floats:
         tensor = self.tensors[name]

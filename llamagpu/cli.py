@@ -14,7 +14,7 @@ from llamagpu.chat_command import chat
 from llamagpu.cli_arguments import Command, help_text, normalize, with_converters
 from llamagpu.commands import doctor, info, run, tokenize
 from llamagpu.convert_command import convert
-from llamagpu.errors import LlamaGPUError, UsageError, first_line
+from llamagpu.errors import LlamaGPUError, TemplateError, UsageError, first_line
 from llamagpu.quality_commands import compare, perplexity
 
 COMMANDS: dict[str, Command] = {
@@ -44,7 +44,8 @@ def run_command(arguments: Sequence[str]) -> int:
         fire.Fire(COMMANDS, command=[name, *normalize(COMMANDS[name], rest)], name="llamagpu")
         return 0
     except LlamaGPUError as error:
-        return fail(str(error), status=2 if isinstance(error, UsageError) else 1)
+        is_usage = isinstance(error, UsageError) and not isinstance(error, TemplateError)
+        return fail(str(error), status=2 if is_usage else 1)
     except MemoryError:
         return fail("not enough memory: a smaller --context or a smaller model needs less")
     except BrokenPipeError:

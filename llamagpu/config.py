@@ -22,16 +22,19 @@ LARGEST = {
     "vocab_size": 1 << 22,
     "max_seq_len": 1 << 24,
 }
-# The first four are models/llama.py: they differ in what the fields below say. The others are a file each.
+# LLAMAS are models/llama.py: they differ in what the fields below say. The others are a file each.
 MEMORY_LLAMA, MICRO_RWKV = "memory_llama", "micro_rwkv"
-RWKV = ("rwkv4", "rwkv5", "rwkv6", "rwkv7")
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", MEMORY_LLAMA, *RWKV, MICRO_RWKV)
+RWKV = ("rwkv4", "rwkv5.0", "rwkv5", "rwkv6", "rwkv7")
+LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = (*LLAMAS, MEMORY_LLAMA, *RWKV, MICRO_RWKV)
 # How many small matrices with a rank of their own an RWKV has: 6 for mixes, decay; 7 for decay, a, v, gate
 N_RANKS = {"rwkv6": 2, "rwkv7": 4}
 # Of a micro_rwkv and of an RWKV alone: no part of what ``to_dict`` gives of others, which fingerprints are made of.
 OF_EXPERTS = {"n_experts": 64, "n_active_experts": 64, "expert_hidden_dim": 1 << 22}
 OF_MICRO_RWKV = (*OF_EXPERTS, "linear_bias")
 OF_RWKV = ("ranks", "group_norm_eps")
+# Of a few Llamas alone, and so no part of what ``to_dict`` gives of others either.
+OF_BIASED = ("out_bias", "ffn_bias")
 LONGEST_MEMORY = 1 << 16
 REMEDY = "the file is damaged or no model that llamagpu knows: download or export it again"
 
@@ -45,9 +48,10 @@ class ModelConfig:
     2j and 2j+1 ("interleaved", Meta's and llama2.c's files) or j and j + head_dim/2 ("half_split", Hugging Face's).
     rope_factors: head_dim / 2 numbers, by which the frequencies of RoPE are divided (how models are stretched beyond
     the positions they began with); None for all 1. rope_attention_factor: cos and sin are multiplied by it (YaRN).
-    tied_head: the embedding matrix is also the output head. qkv_bias: wq, wk, wv have one. qk_norm: queries and keys go
-    through an RMSNorm of their head before RoPE. sliding_window: from layer first_window_layer on, a token sees itself
-    and the sliding_window - 1 before it; 0: all. mem_len: of a memory_llama, tokens of a chunk and rows of its memory.
+    tied_head: the embedding matrix is also the output head. qkv_bias: wq, wk, wv have one; out_bias: wo; ffn_bias: w1,
+    w2, w3. qk_norm: queries and keys go through an RMSNorm of their head before RoPE. sliding_window: from layer
+    first_window_layer on, a token sees itself and the sliding_window - 1 before it; 0: all. mem_len: of a memory_llama,
+    tokens of a chunk and rows of its memory.
     ranks: of the pairs of thin matrices of an RWKV, in the order of its file in ``models/``. The heads of an RWKV are
     n_heads = n_kv_heads (one for RWKV-4, which has none); norm_eps is that of its LayerNorms, group_norm_eps that of
     the norm of each head.
@@ -82,6 +86,8 @@ class ModelConfig:
     n_active_experts: int = 0
     expert_hidden_dim: int = 0
     linear_bias: bool = False
+    out_bias: bool = False
+    ffn_bias: bool = False
 
     @classmethod
     def checked(cls, path: str | Path, values: dict[str, Any]) -> ModelConfig:
@@ -120,7 +126,7 @@ class ModelConfig:
             raise refuse("architecture", f"is {str(values['architecture'])[:40]!r}; this version runs {known_names}")
         if values["rope_layout"] not in ("interleaved", "half_split"):
             raise refuse("rope_layout", f"is {str(values['rope_layout'])[:40]!r}, must be interleaved or half_split")
-        for name in ("tied_head", "qkv_bias", "qk_norm", "linear_bias"):
+        for name in ("tied_head", "qkv_bias", "qk_norm", "linear_bias", *OF_BIASED):
             if type(values[name]) is not bool:
                 raise refuse(name, "must be true or false")
         factors = values["rope_factors"]
@@ -151,6 +157,9 @@ class ModelConfig:
         if config.mem_len and (config.q_dim != config.dim or config.sliding_window):
             problem = f"times n_heads is {config.q_dim}, must be dim = {config.dim}, without a sliding_window"
             raise refuse("head_dim", f"{problem}: rows of a memory go through layers of that width")
+        for name in OF_BIASED:
+            if getattr(config, name) and config.architecture not in LLAMAS:
+                raise refuse(name, f"is true: a {config.architecture} has no such bias")
         config.check_micro_rwkv(refuse)
         return config
 
@@ -217,4 +226,5 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """All fields, but for those that no model of this architecture has."""
         left_out = (*(OF_MICRO_RWKV * (self.architecture != MICRO_RWKV)), *(OF_RWKV * (not self.recurrent)))
+        left_out += tuple(name for name in OF_BIASED if not getattr(self, name))
         return {name: value for name, value in asdict(self).items() if name not in left_out}

@@ -28,6 +28,7 @@ from llamagpu.quantization.affine import SMALLEST_GROUP
 from llamagpu.quantize import Recipe, check_floats, output_bytes, quantised
 from llamagpu.sampling import check_whole
 from llamagpu.terminal import ENDING, ProgressBar, count_tokens, handled, human_bytes, say, say_removed
+from llamagpu.text_files import read_text_file
 from llamagpu.tokenizers import Tokenizer
 
 METHODS = ("none", "q8", "q4", "gptq")
@@ -212,15 +213,7 @@ def read_calibration(file: str, checkpoint: Checkpoint, tokenizer: Tokenizer | N
     if tokenizer is None:
         raise UsageError("gptq reads a text, which needs a tokenizer: leave --tokenizer none out")
     n_tokens = n_tokens or DEFAULT_CALIBRATION_TOKENS
-    try:
-        with open(file, "rb") as opened:
-            data = opened.read(64 * n_tokens)
-        cut = data.rfind(b" ") if len(data) == 64 * n_tokens else -1  # not within a character
-        text = (data[:cut] if cut > 0 else data).decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--calibration {file}: is no UTF-8 text (byte {error.start})") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--calibration {file}: {getattr(error, 'strerror', None) or error}") from None
+    text = read_text_file(file, f"--calibration {file}", most=64 * n_tokens)
     try:
         sequences = calibration_sequences(text, tokenizer, checkpoint.config, n_tokens)
     except UsageError as error:

@@ -20,6 +20,10 @@ class ContextFullError(UsageError):
     """More tokens than the context has room for."""
 
 
+class TemplateError(UsageError):
+    """A model's chat template that is damaged, computes too much, or refuses the conversation."""
+
+
 class DeviceError(LlamaGPUError):
     """The device that was asked for cannot be used. Never answered by silently using another one."""
 

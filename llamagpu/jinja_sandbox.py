@@ -1,196 +1,211 @@
-"""A model's Jinja template, run so that it can do nothing but make a text, and not too long.
+"""A model's Jinja template, run by a program of its own that can do nothing but make a text, and not too long.
 
-Templates come with downloaded models and are programs. Jinja's immutable sandbox keeps them from Python's objects; what
-it leaves open is how much they compute. So operations are asked for the size of what they would make before they make
-it, lines are watched by a clock, and the output has an end.
+``template_child.py`` is that program: a fresh interpreter with jinja2 alone, which the system holds to its limits. It
+starts in the background when the first template is opened and serves all that follow, so that a turn of a chat starts
+no process. Whatever happens to it, the next text gets a new one. What it answers is hostile until checked.
 """
 
 from __future__ import annotations
 
-import functools
+import atexit
+import importlib.util
 import json
-import math
-import re
+import os
+import pkgutil
+import struct
+import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
-from types import FrameType
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.compiler import CodeGenerator, Frame
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from llamagpu.errors import TemplateError, UsageError, printable
 
-from llamagpu.devices import peak_memory_bytes
-from llamagpu.errors import UsageError, first_line, printable
-
-MAX_SECONDS = 5.0
-MAX_OUTPUT = 1 << 24  # characters
-MAX_SIZE = 1 << 26  # product of the sizes of what an operation is given: it makes no more than that
-MAX_MORE_MEMORY = 1 << 29
-LINES_A_LOOK = 64  # between two looks at the memory
-WIDTH = re.compile(r"\d{5}")  # of a number, in a text that says how to format
-
-T = TypeVar("T")
+MAX_SECONDS, BYTES_A_SECOND = 3.0, 1 << 21  # that much, and more for longer conversations
+START_SECONDS = 60.0  # a cold disk, a busy machine
+# Of a text, in characters: what templates write themselves, and how much they may make of each byte that they get.
+MORE_CHARACTERS, CHARACTERS_A_BYTE = 1 << 18, 8
+# Address space of the child, in bytes: enough for a SMALL conversation, and more for each byte beyond.
+MEMORY, MEMORY_A_BYTE, SMALL = 96 << 20, 32, 1 << 18
+HAS_LIMITS = sys.platform == "linux"
+LIBRARIES = ("jinja2", "markupsafe")
+ENVIRONMENT = ("LD_LIBRARY_PATH", "SYSTEMROOT")  # without which some systems do not start an interpreter
+LENGTH = struct.Struct(">I")
+WAY_OUT = "--template plain or llama2 does without it"
 
 
 class JinjaTemplate:
-    """Raises UsageError, in one line, for templates that are damaged, raise an error or compute too much."""
+    """Raises TemplateError, in one line, for templates that are damaged, raise an error or compute too much."""
 
     def __init__(self, source: str) -> None:
-        self.template = bounded(lambda: SandboxedEnvironment().from_string(source))
+        self.source = source
+        CHILD.start()
 
-    def render(self, messages: Sequence[Mapping[str, str]], **texts: str) -> str:
-        """The text that asks for an answer. texts: by the names that templates know, such as bos_token."""
-
-        def make() -> str:
-            parts, n = [], 0
-            for part in self.template.generate(messages=messages, add_generation_prompt=True, **texts):
-                n += len(part)
-                if n > MAX_OUTPUT:
-                    raise SecurityError(f"its text is longer than {MAX_OUTPUT} characters")
-                parts.append(part)
-            return "".join(parts)
-
-        return bounded(make)
-
-
-def bounded(work: Callable[[], T]) -> T:
-    """Do it within limits of time and memory, which are looked at before each line."""
-    end, memory, n_lines = time.monotonic() + MAX_SECONDS, peak_memory_bytes() or 0, 0
-
-    def watch(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal n_lines
-        n_lines += 1
-        if time.monotonic() > end:
-            raise SecurityError(f"it takes longer than {MAX_SECONDS:g} seconds")
-        if n_lines % LINES_A_LOOK == 0 and (peak_memory_bytes() or 0) > memory + MAX_MORE_MEMORY:
-            raise SecurityError("it takes too much memory")
-        return watch
-
-    before = sys.gettrace()
-    sys.settrace(watch)
-    try:
-        return work()
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
-        line = getattr(error, "lineno", None)
-        problem = f"{printable(first_line(error))[:200]}{f' (line {line})' if line else ''}"
-    except (RecursionError, MemoryError):
-        problem = "it is nested too deep, or takes too much memory"
-    finally:
-        sys.settrace(before)
-    raise UsageError(f"the model's chat template cannot be used: {problem}; --template plain or llama2 does without it")
+    def render(self, messages: Sequence[Mapping[str, Any]], **names: Any) -> str:
+        """The text that asks for an answer. names: what templates know by them, as JSON has it, such as bos_token."""
+        names = {"messages": messages, "add_generation_prompt": True, **names}
+        request = encoded(
+            {
+                "source": self.source, "names": names, "now": datetime.now().isoformat(),
+                "seconds": (MAX_SECONDS, 1 / BYTES_A_SECOND), "characters": (MORE_CHARACTERS, CHARACTERS_A_BYTE),
+            }
+        )  # fmt: skip
+        most = MORE_CHARACTERS + CHARACTERS_A_BYTE * len(request)
+        seconds = MAX_SECONDS + len(request) / BYTES_A_SECOND
+        try:
+            with CHILD.lock:
+                CHILD.start(MEMORY + MEMORY_A_BYTE * max(0, len(request) - SMALL))
+                reply = CHILD.ask(LENGTH.pack(len(request)) + request, seconds, 8 * most)
+            text = reply.get("text")
+            if isinstance(text, str) and len(text) <= most:
+                return text
+            line = reply.get("line")
+            problem = f"{first_line_of(reply.get('error'))}{f' (line {line})' if isinstance(line, int) else ''}"
+        except ChildError as error:
+            problem = str(error)
+        raise TemplateError(f"the model's chat template cannot be used: {problem}; {WAY_OUT}")
 
 
-class BoundedCode(CodeGenerator):
-    """~ is no operator that a sandbox may watch: make it a call that it may."""
-
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
-        self.write("environment.concatenate((")
-        for part in node.nodes:
-            self.visit(part, frame)
-            self.write(", ")
-        self.write("))")
+class ChildError(Exception):
+    """Why there is no reply."""
 
 
-class GenerationBlocks(Extension):
-    """{% generation %} marks what a model has said, for training. Here it marks nothing."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class SandboxedEnvironment(ImmutableSandboxedEnvironment):
-    """With the settings and names for which models' templates are written: those of transformers."""
-
-    code_generator_class = BoundedCode
-    intercepted_binops = frozenset(["+", "*", "**", "%"])
+class Child:
+    """At most one process at a time. lock: held by whoever asks."""
 
     def __init__(self) -> None:
-        extensions = [GenerationBlocks, "jinja2.ext.loopcontrols"]
-        # without optimizing: that would compute constants before anything watches
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, optimized=False)
-        self.filters["tojson"] = tojson
-        self.filters = {name: self.measured(made) for name, made in self.filters.items()}
-        self.globals["raise_exception"] = raise_exception
-        self.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        self.lock = threading.RLock()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.memory = self.owner = 0
+        self.is_ready = self.is_late = False
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "+" and hasattr(left, "__len__"):
-            check_size(size(left) + size(right))
-        elif operator == "**":
-            check_size(max(1, abs(right)) * max(1, int(abs(left)).bit_length()))
-        elif operator == "*" and (hasattr(left, "__len__") or hasattr(right, "__len__")):
-            check_size(size(left) * size(right))
-        elif operator == "%" and isinstance(left, str):
-            check_format(left, *(right if isinstance(right, tuple) else (right,)))
-        return super().call_binop(context, operator, left, right)
+    def start(self, memory: int = MEMORY) -> None:
+        """See that there is one with this much memory, without waiting for it. Raises UsageError."""
+        with self.lock:
+            if self.process is not None and self.owner != os.getpid():  # the process before a fork has it
+                self.process.returncode, self.process = 0, None
+            if self.process is not None and (self.process.poll() is not None or memory > self.memory):
+                self.stop()
+            if self.process is None:
+                self.memory = memory if memory == MEMORY else 2 * memory  # so that a long talk does so a few times
+                self.owner, self.is_ready = os.getpid(), False
+                self.process = start_process(self.memory)
 
-    def concatenate(self, parts: Sequence[Any]) -> str:
-        texts = [str(part) for part in parts]
-        check_size(sum(map(len, texts)))
-        return "".join(texts)
+    def ask(self, request: bytes, seconds: float, most: int) -> dict[str, Any]:
+        """The reply, of at most so many bytes. Raises ChildError, and then the process is gone."""
+        try:
+            if not self.is_ready:
+                if not self.exchange(b"", START_SECONDS, 1 << 12).get("ready"):
+                    raise ChildError("the Python that runs it does not start")
+                self.is_ready = True
+            return self.exchange(request, seconds, most)
+        except BaseException:  # Ctrl-C too: it would answer the next one with what this one asked for
+            self.stop()
+            raise
 
-    def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Of functions and methods that a template names."""
-        method = getattr(obj, "__wrapped__", obj)  # Jinja wraps str.format
-        owner = getattr(method, "__self__", None)
-        if isinstance(owner, str):
-            if method.__name__ in ("format", "format_map"):
-                check_format(owner, *args, *kwargs.values())
-            check_size(product(owner, *args, *kwargs.values()))
-        return super().call(context, obj, *args, **kwargs)
+    def exchange(self, request: bytes, seconds: float, most: int) -> dict[str, Any]:
+        """Send the bytes, if any, and read one reply."""
+        process = self.process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.is_late = False
+        timer = threading.Timer(seconds, self.end_late, (process,))
+        timer.daemon = True
+        timer.start()
+        try:
+            process.stdin.write(request)
+            process.stdin.flush()
+            head = process.stdout.read(LENGTH.size)
+            n = LENGTH.unpack(head)[0] if len(head) == LENGTH.size else 0
+            body = process.stdout.read(n) if n <= most else b""
+        except OSError:
+            body = b""
+        finally:
+            timer.cancel()
+        if self.is_late:
+            raise ChildError(f"it takes longer than {seconds:.1f} seconds")
+        try:
+            reply = json.loads(body.decode("utf-8", "surrogatepass"))
+        except (ValueError, RecursionError):
+            reply = None
+        if not isinstance(reply, dict):
+            raise ChildError(self.how_it_ended())
+        return reply
 
-    def measured(self, made: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(made)  # which keeps the marks by which Jinja knows what to hand over
-        def checked(*args: Any, **kwargs: Any) -> Any:
-            values = [*args, *kwargs.values()]
-            values = [value for value in values if not isinstance(value, jinja2.Environment | Context)]
-            if made.__name__ == "do_format":
-                check_format(str(values[0]), *values[1:])
-            check_size(product(*values))
-            return made(*args, **kwargs)
+    def end_late(self, process: subprocess.Popen[bytes]) -> None:
+        self.is_late = True
+        process.kill()
 
-        return checked
+    def how_it_ended(self) -> str:
+        if self.process is None or not self.is_ready:
+            return f"the Python that runs it ({printable(sys.executable)}) does not start, or has no jinja2"
+        self.process.kill()
+        status = self.process.wait()
+        return f"it takes too much memory, or breaks the Python that runs it (exit status {status})"
 
-
-def size(value: Any) -> int:
-    """How much a value adds to what is made of it."""
-    if isinstance(value, int | float):
-        return int(min(abs(value), 1e18)) + 1 if value == value else 1
-    if isinstance(value, list | tuple):
-        return 1 + sum(len(item) if isinstance(item, str) else 1 for item in value)
-    return 1 + len(value) if isinstance(value, str | Mapping | range) else 1
-
-
-def product(*values: Any) -> int:
-    return math.prod(map(size, values))
+    def stop(self) -> None:
+        """End the process, and leave nothing of it."""
+        process, self.process = self.process, None
+        if process is not None and self.owner == os.getpid():
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with suppress(OSError):  # what was not sent yet
+                        pipe.close()
 
 
-def check_size(n: int) -> None:
-    if n > MAX_SIZE:
-        raise SecurityError("it makes too large a value")
+CHILD = Child()
+atexit.register(CHILD.stop)
 
 
-def check_format(form: str, *values: Any) -> None:
-    if WIDTH.search(form):
-        raise SecurityError("it makes too large a value")
-    check_size(product(form, *values))
+def start_process(memory: int) -> subprocess.Popen[bytes]:
+    """A Python that sees neither PYTHON* variables, nor the user's packages, nor the current folder.
+
+    It belongs to no terminal, so that Ctrl-C does not reach it, and ends when its pipes do, so with this process.
+    """
+    if not sys.executable or getattr(sys, "frozen", False):
+        raise UsageError(f"the model's chat template needs a Python interpreter, and there is none; {WAY_OUT}")
+    program = Path(__file__).with_name("template_child.py")
+    code = [str(program)]
+    if not program.is_file():  # within a zip file
+        code = ["-c", (pkgutil.get_data("llamagpu", program.name) or b"").decode()]
+    command = [sys.executable, "-I", "-S", "-B", *code, str(memory if HAS_LIMITS else 0), *library_folders()]
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    try:
+        if os.name == "posix":
+            return subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment, start_new_session=True
+            )
+        new_group = 0x200  # CREATE_NEW_PROCESS_GROUP
+        return subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment, creationflags=new_group
+        )
+    except OSError as error:
+        raise UsageError(
+            f"{printable(sys.executable)}, which runs the model's chat template: {error.strerror}"
+        ) from None
 
 
-def raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(str(message))
+def library_folders() -> list[str]:
+    """Where jinja2 and what it needs lie, found without importing them: a folder or a zip file, each once."""
+    folders = dict[str, None]()
+    for name in LIBRARIES:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin is not None:
+            folders[str(Path(spec.origin).parent.parent)] = None
+    return list(folders)
 
 
-def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **rest: Any) -> str:
-    """Unlike Jinja's own, which writes HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **rest)
+def encoded(request: Mapping[str, Any]) -> bytes:
+    return json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def first_line_of(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return printable(lines[0])[:200] if lines else "it gives no text"

@@ -22,14 +22,18 @@ if TYPE_CHECKING:
     from llamagpu.llm import LLM
 
 
+FORMATS = ("auto", "llamagpu", "llama2rnn")
+
+
 class Memory:
     """A file in which sessions of one model are kept. Format llama2rnn holds the state alone: no ids of tokens, no
     random numbers, no conversation."""
 
-    def __init__(self, path: str, memory_format: str = "llamagpu") -> None:
-        """Raises UsageError where the file could not be written later: before any work is done for it."""
-        if memory_format not in ("llamagpu", "llama2rnn"):
-            raise UsageError(f"memory_format must be llamagpu or llama2rnn, not {memory_format!r}")
+    def __init__(self, path: str, memory_format: str = "auto") -> None:
+        """memory_format: auto is what an existing file is, and llamagpu of a new one. Raises UsageError where the file
+        could not be written later: before any work is done for it."""
+        if memory_format not in FORMATS:
+            raise UsageError(f"memory_format must be auto, llamagpu or llama2rnn, not {memory_format!r}")
         self.path, self.format = Path(path), memory_format
         self._fingerprint: str | None = None
         self._lock: FileLock | None = None
@@ -41,7 +45,7 @@ class Memory:
             raise UsageError(f"cannot write {path}: {folder} is no folder that may be written")
 
     @classmethod
-    def held(cls, path: str, memory_format: str = "llamagpu") -> Memory:
+    def held(cls, path: str, memory_format: str = "auto") -> Memory:
         """One that no other process writes until ``release``, or the end. Raises UsageError where one does already.
 
         What killed processes left beside the file is removed.
@@ -61,7 +65,10 @@ class Memory:
             self._lock.release()
 
     def check(self, llm: LLM) -> None:
-        """Raises UsageError for a model that has no memory of this format."""
+        """Find out the format where none was asked for. Raises UsageError for a model that has no memory of it,
+        ModelFormatError for a file that is none."""
+        if self.format == "auto":
+            self.format = format_of(self.path, llm)
         if self.format == "llama2rnn":
             llama2rnn_memory(llm)
 
@@ -71,6 +78,7 @@ class Memory:
     def is_session(self, llm: LLM) -> bool:
         """Whether the file is one of this model: nothing else may be written over unasked."""
         try:
+            self.check(llm)
             self._read(llm)
         except ModelFormatError:
             return False
@@ -78,6 +86,7 @@ class Memory:
 
     def load(self, llm: LLM) -> tuple[Session, str]:
         """The session that the file holds, and its conversation (see chat.py). Raises ModelFormatError."""
+        self.check(llm)
         session = Session(llm)
         self._seen = identity(self.path)
         saved = self._read(llm)
@@ -146,11 +155,11 @@ class Memory:
             if session.length:
                 session.add(llm.tokenizer.encode_more(prompt))
             else:  # it was saved before anything was said
-                session.add(llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos))
+                session.add(llm.encode_prompt(prompt))
             say(f"went on from {self.path}: {before}")
         else:
             session = Session(llm)
-            session.add(llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos))
+            session.add(llm.encode_prompt(prompt))
         if not session.pending:
             why = "the last token is not known" if session.n_unknown else "the text has come to its end"
             raise UsageError(f"there is nothing to begin with, since {why}: give a prompt")
@@ -172,6 +181,18 @@ def length_of(session: Session) -> str:
     if not session.n_unknown:
         return n_tokens
     return "a text of another program" + (f" and {n_tokens} after it" if session.tokens else "")
+
+
+def format_of(path: Path, llm: LLM) -> str:
+    """What a memory file is by its content; what is not there yet becomes llamagpu's. Raises ModelFormatError."""
+    if not llm.config.mem_len or not path.exists() or session_file.is_session(path):
+        return "llamagpu"
+    if llama2rnn_memory(llm).fits(path, llm.config):
+        return "llama2rnn"
+    problem = "is neither a memory of llamagpu nor one of llama2Rnn for this model"
+    raise ModelFormatError(
+        path, "content", problem, "say which it is with --memory_format, or give another --memory FILE"
+    )
 
 
 def llama2rnn_memory(llm: LLM) -> Any:

@@ -35,7 +35,7 @@ def rows_of(checkpoint: Checkpoint, about_tokenizer: str, positions: int) -> lis
         ("weights", f"{weight_types(checkpoint)}; {human_bytes(weights)}"),
         ("bits", f"{8 * weights / checkpoint.n_parameters:.2f} per parameter, as stored"),
         ("layers", str(config.n_layers)),
-        ("dim", f"{config.dim} (feed-forward {config.hidden_dim})"),
+        ("dim", f"{config.dim} (feed-forward {config.hidden_dim}{', with biases' * config.ffn_bias})"),
         ("heads", heads(config)),
         ("vocabulary", f"{config.vocab_size} ({'tied head' if config.tied_head else 'separate head'})"),
         ("ranks", ranks(config)),
@@ -74,7 +74,11 @@ def bytes_of(path: Path) -> int:
 def heads(config: ModelConfig) -> str:
     if config.recurrent:
         return f"{config.n_heads} of {config.head_dim}" if config.architecture != "rwkv4" else ""
-    extras = ["bias"] * config.qkv_bias + ["queries and keys normed"] * config.qk_norm
+    extras = (
+        ["bias"] * config.qkv_bias
+        + ["bias of the output"] * config.out_bias
+        + ["queries and keys normed"] * config.qk_norm
+    )
     return ", ".join([f"{config.n_heads} of {config.head_dim}, {config.n_kv_heads} for keys and values", *extras])
 
 

@@ -3,7 +3,8 @@
 att mixes over time, ffn over channels; the names are those of RWKV's own files, but for three things. ``x_r`` and its
 like are what the step from a token to the one before it is multiplied with, in all versions (RWKV-4 and 5 say
 time_mix = 1 - x). Thin matrices are [out_features, in_features] as all others are. ``decay`` of RWKV-4 is
--exp(time_decay), of RWKV-5 exp(-exp(time_decay)): what each step adds to, or multiplies the state with.
+-exp(time_decay), of RWKV-5 exp(-exp(time_decay)): what each step adds to, or multiplies the state with. RWKV-5.0 is 5
+without a gate; what it has one of for each head stands here for each channel.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import re
 from llamagpu.config import ModelConfig
 
 Shapes = dict[str, tuple[int, ...]]
-MIXES = {"rwkv4": "rkv", "rwkv5": "rkvg", "rwkv6": "wkvrg", "rwkv7": "rwkvag"}  # of att, in the order of the kernels
+# Of att, in the order of the kernels.
+MIXES = {"rwkv4": "rkv", "rwkv5.0": "rkv", "rwkv5": "rkvg", "rwkv6": "wkvrg", "rwkv7": "rwkvag"}
 # The matrices that steer decays, mixes and gates: a few percent of all weights, and what the state hangs on.
 THIN = re.compile(r"layers\.[0-9]+\.att\.(maa_w[12]_[wkvrg]|[wavg][12])")
 
@@ -40,7 +42,7 @@ def att_shapes(config: ModelConfig, is_first: bool) -> Shapes:
     dim, version = config.dim, config.architecture
     shapes: Shapes = {f"x_{name}": (dim,) for name in MIXES[version]}
     matrices = ["receptance", "key", "value"]
-    if version in ("rwkv4", "rwkv5"):
+    if version in ("rwkv4", "rwkv5.0", "rwkv5"):
         shapes |= {"decay": (dim,), "bonus": (dim,)}
     if version == "rwkv6":
         mix_rank, decay_rank = config.ranks

@@ -26,6 +26,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2": {"architecture": "qwen2", "qkv_bias": True, "rope_layout": "half_split", "tied_head": True},
     "qwen2, windows": {"architecture": "qwen2", "qkv_bias": True, "sliding_window": 9, "first_window_layer": 1},
     "qwen3": {"architecture": "qwen3", "qk_norm": True},
+    "llama, biases": {"qkv_bias": True, "out_bias": True, "ffn_bias": True},
+    "qwen3, biases": {"architecture": "qwen3", "qk_norm": True, "qkv_bias": True, "out_bias": True},
 }
 
 

@@ -60,10 +60,12 @@ def ggmf_arrays(weights: Weights) -> Arrays:
 
 
 def ggmf_bytes(
-    weights: Weights, half: bool = False, quantise: Callable[[NDArray[Any]], tuple[int, bytes]] | None = None
-) -> bytes:
-    """half: FP16. quantise: type and blocks of a matrix, for those that rwkv.cpp quantises."""
-    arrays = ggmf_arrays(weights)
+    weights: Weights, half: bool = False, quantise: Callable[[NDArray[Any]], tuple[int, bytes]] | None = None,
+    as_it_is: bool = False,
+) -> bytes:  # fmt: skip
+    """half: FP16. quantise: type and blocks of a matrix, for those that rwkv.cpp quantises. as_it_is: rwkv.cpp's
+    arrays are given."""
+    arrays = weights if as_it_is else ggmf_arrays(weights)
     n_layers = sum(name.endswith(".ln1.weight") for name in arrays)
     out = struct.pack("<6I", GGMF, 101, *weights["emb.weight"].shape, n_layers, int(half))
     for name, value in arrays.items():

@@ -13,10 +13,10 @@ from llamagpu.config import ModelConfig
 from llamagpu.quantization import round_to_nearest
 from llamagpu.rwkv_shapes import is_thin, rwkv_shapes
 
-RANKS: dict[str, tuple[int, ...]] = {"rwkv4": (), "rwkv5": (), "rwkv6": (5, 7), "rwkv7": (8, 5, 3, 12)}
+RANKS: dict[str, tuple[int, ...]] = {"rwkv4": (), "rwkv5.0": (), "rwkv5": (), "rwkv6": (5, 7), "rwkv7": (8, 5, 3, 12)}
 TYPES = ("float32", "float16", "8 bits", "4 bits", "mixed")
 LENGTHS = {
-    "decay": {"rwkv4": (-5.0, -0.01), "rwkv5": (0.4, 0.999)},
+    "decay": {"rwkv4": (-5.0, -0.01), "rwkv5.0": (0.4, 0.999), "rwkv5": (0.4, 0.999)},
     "w0": {"rwkv6": (-6.0, -1.0), "rwkv7": (-3.0, 2.0)},
 }
 

@@ -134,7 +134,8 @@ HOSTILE = {
 
 @pytest.mark.parametrize("source", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_templates_end_in_one_line(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamagpu.jinja_sandbox.MAX_SECONDS", 0.5)
+    if HOSTILE[source] == "longer than":
+        monkeypatch.setattr("llamagpu.jinja_sandbox.MAX_SECONDS", 0.5)
     with pytest.raises(UsageError) as caught:
         Model(source, "", "").render(CONVERSATIONS["one"])
     message = str(caught.value)

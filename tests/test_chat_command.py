@@ -16,8 +16,12 @@ import pytest
 
 import llamagpu
 from llamagpu.memory import Memory
+from tests.formats.gguf_files import small_model as small_gguf
+from tests.formats.gguf_files import small_vocabulary
+from tests.formats.test_gguf import write
 from tests.test_cli import fails
 from tests.test_cli import llamagpu as command
+from tests.test_template_child import NESTED
 
 COMMAND = [sys.executable, "-m", "llamagpu", "chat"]
 GREEDY = ("--temperature", "0", "--device", "cpu")
@@ -161,6 +165,23 @@ def test_a_full_context_is_said_so_and_the_chat_goes_on(small_model: Path) -> No
     assert "nothing of it was read: /reset forgets the conversation, --context 32 holds more" in notices
     n = len(result.stdout) // 2
     assert result.stdout[:n] == result.stdout[n:]  # after /reset as at first
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits are Linux's")
+def test_a_hostile_template_is_one_line_and_exit_1(tmp_path: Path) -> None:
+    """Compares two lists that are nested so often that no one call of it would ever return."""
+    file, _ = small_gguf("llama")
+    file.keys |= small_vocabulary() | {"tokenizer.chat_template": ("str", NESTED)}
+    path = write(tmp_path / "a.gguf", file)
+    start = time.monotonic()
+    result = command("chat", path, *GREEDY, stdin=b"Hello\nAnd?\n")
+    assert time.monotonic() - start < 20  # 4 on a machine that has nothing else to do
+    assert (result.returncode, result.stdout) == (1, b"")
+    *notices, last = result.stderr.decode().splitlines()
+    assert last.startswith(
+        "llamagpu: error: the model's chat template cannot be used: it takes longer than 3.0 seconds"
+    )
+    assert not [line for line in notices if "error" in line]
 
 
 @pytest.mark.parametrize(

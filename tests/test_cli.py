@@ -167,7 +167,7 @@ def test_prompt_from_a_file_and_from_stdin(small_model: Path, tmp_path: Path) ->
     expected = llamagpu("run", small_model, "on the 猫", *GREEDY).stdout
     assert llamagpu("run", small_model, "--prompt_file", path, *GREEDY).stdout == expected
     assert llamagpu("run", small_model, "--prompt-file", "-", *GREEDY, stdin=path.read_bytes()).stdout == expected
-    path.write_bytes(b"\xff\xfe")
+    path.write_bytes(b"caf\xe9")
     assert "no UTF-8" in fails("run", small_model, "--prompt_file", path, status=2)
 
 

@@ -86,8 +86,8 @@ class Backend(RecurrentOps, Protocol):
         biases: of q, k, v. norms: weights [head_dim] of the RMSNorm of each head of q and of k.
         """
 
-    def gate_up(self, gate: Tensor, up: Tensor) -> Weight:
-        """The two matrices that read one vector, as ``rmsnorm_gate_up_swiglu`` takes them."""
+    def gate_up(self, gate: Tensor, up: Tensor, biases: Sequence[NDArray[Any]] | None = None) -> Weight:
+        """The two matrices that read one vector, as ``rmsnorm_gate_up_swiglu`` takes them, and the biases of both."""
 
     def kv_cache(self, config: ModelConfig, capacity: int, kv_bits: int = 16) -> KVCache:
         """kv_bits: 16 for keys and values as the backend keeps them, 8 for whole numbers with a scale per head."""
@@ -126,11 +126,11 @@ class Backend(RecurrentOps, Protocol):
         results are kept as well, that of position p in row p - config.mem_len.
         """
 
-    def linear_add(self, residual: Array, x: Array, w: Weight) -> Array:
-        """residual + x @ w.T, [n, dim]; may reuse the memory of ``residual``."""
+    def linear_add(self, residual: Array, x: Array, w: Weight, bias: Weight | None = None) -> Array:
+        """residual + bias + x @ w.T, [n, dim]; may reuse the memory of ``residual``. bias [dim], None for none."""
 
     def rmsnorm_gate_up_swiglu(self, x: Array, norm: Weight, w: Weight, eps: float) -> Array:
-        """silu(h @ gate.T) * (h @ up.T) with h = rmsnorm(x) * norm: [n, hidden_dim]."""
+        """silu(h @ gate.T) * (h @ up.T) with h = rmsnorm(x) * norm, products with bias: [n, hidden_dim]."""
 
     def rmsnorm_head(
         self, x: Array, norm: Weight, w: Weight, eps: float, n_logits: int, out: Array | None = None

@@ -21,6 +21,7 @@ from llamagpu.formats import (
     torch_models,
 )  # fmt: skip
 from llamagpu.formats.mapped_file import check_readable
+from llamagpu.formats.model_folder import has_snapshots, is_without_weights, model_file, snapshot
 
 
 class Reader(Protocol):
@@ -51,41 +52,56 @@ class FolderReader(Protocol):
 READERS: tuple[Reader, ...] = (gguf, rwkv_ggmf, native, simple_llama, torch_models, llama2rs, llama2rnn, llama2c)
 FOLDER_READERS: tuple[FolderReader, ...] = (meta, huggingface)
 SNIFF_BYTES = 64
-LFS_POINTER = b"version https://git-lfs."  # a few lines of text that stand for a file in a repository
 
 
 def reader_of(path: Path) -> Reader | FolderReader | None:
-    """The reader of a file or folder, told by its content. Raises ModelFormatError where it cannot be read."""
-    if path.is_dir():
-        try:
-            names = set(os.listdir(path))
-        except OSError as error:
-            raise ModelFormatError(path, "path", f"cannot be read ({error.strerror})", "check it") from None
-        return next((reader for reader in FOLDER_READERS if reader.sniff_folder(names)), None)
+    """The reader of a file, told by its content. Raises ModelFormatError where it cannot be read."""
     size = check_readable(path)
     with open(path, "rb") as file:
         head = file.read(SNIFF_BYTES)
     return next((reader for reader in READERS if reader.sniff(head, size)), None)
 
 
+def find_reader(path: Path, is_snapshot: bool = False) -> tuple[Path, Reader | FolderReader | None]:
+    """The reader of a file or folder, and what it reads: this, or the file or snapshot inside. Raises ModelFormatError
+    where it cannot be read, or where a folder holds several models."""
+    if not path.is_dir():
+        return path, reader_of(path)
+    names = list_folder(path)
+    reader = next((reader for reader in FOLDER_READERS if reader.sniff_folder(names)), None)
+    if reader is None or (reader is huggingface and is_without_weights(names)):
+        if not is_snapshot and has_snapshots(path, names):
+            return find_reader(snapshot(path), is_snapshot=True)
+        file = model_file(path, names, lambda file: reader_of(file) is not None)
+        if file is not None:
+            return file, reader_of(file)
+    return path, reader
+
+
+def list_folder(path: Path) -> set[str]:
+    try:
+        return set(os.listdir(path))
+    except OSError as error:
+        raise ModelFormatError(path, "path", f"cannot be read ({error.strerror})", "check it") from None
+
+
 def is_model(path: Path) -> bool:
     """Whether a file or folder looks like a model. Raises ModelFormatError where it cannot be read."""
-    return reader_of(path) is not None
+    return find_reader(path)[1] is not None
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a model of any format that is known, told by its content. Raises ModelFormatError."""
-    path = Path(path)
-    reader = reader_of(path)
+    """Open a model of any format that is known, told by its content. Raises ModelFormatError.
+
+    A folder that holds one model file, or one snapshot of a model, stands for it.
+    """
+    path, reader = find_reader(Path(path))
     if reader is not None:
         return reader.open_checkpoint(path)
     if path.is_dir():
         raise ModelFormatError(path, "path", "is a folder without a model in it", "give a model file or its folder")
     if path.name in ("config.json", "params.json", "model.safetensors.index.json"):
         raise ModelFormatError(path, "header", "describes a model and is none", "give the folder that it is in")
-    with open(path, "rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise ModelFormatError(path, "header", "is a pointer of Git LFS, not the file itself", "run git lfs pull")
     raise ModelFormatError(
         path, "header", "is of no model format that llamagpu reads", "docs/formats.md lists those that it does"
     )

@@ -17,9 +17,11 @@ import numpy as np
 
 from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec, check_tensors
 from llamagpu.config import LARGEST, ModelConfig
+from llamagpu.errors import printable
 from llamagpu.formats import gguf_rwkv
 from llamagpu.formats.gguf_file import open_tensors
 from llamagpu.formats.gguf_header import ARRAY, MAGIC, Header
+from llamagpu.formats.gguf_splits import SPLITS
 from llamagpu.quantization import Deferred
 from llamagpu.rope_scaling import yarn_factors
 
@@ -72,14 +74,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
         stop_tokens = read_stop_tokens(header, model.config) or model.stop_tokens
         return replace(
             model, tokenizer=read_tokenizer(header), stop_tokens=stop_tokens,
-            chat_template=gguf_rwkv.chat_template(header), notes=gguf_rwkv.end_of_turn(header, stop_tokens),
+            chat_template=gguf_rwkv.chat_template(header),
+            notes=(*gguf_rwkv.end_of_turn(header, stop_tokens), *notes_of_vocabulary(header)),
         )  # fmt: skip
     config, tensors = read_llama(header, arch, found)
     asks_for_end = header.flag(VOCABULARY + "add_eos_token", False)
     notes = ("the file asks for an end token after each text; llamagpu adds none",) if asks_for_end else ()
     return Checkpoint(
         path, f"GGUF version {header.version}", config, tensors, read_tokenizer(header),
-        stop_tokens=read_stop_tokens(header, config), chat_template=header.text("tokenizer.chat_template"), notes=notes,
+        stop_tokens=read_stop_tokens(header, config), chat_template=header.text("tokenizer.chat_template"),
+        notes=(*notes, *notes_of_vocabulary(header)),
     )  # fmt: skip
 
 
@@ -159,6 +163,8 @@ def read_config(header: Header, arch: str, tensors: dict[str, Tensor], factors: 
         "rope_layout": ROPE_LAYOUTS[arch],
         "tied_head": "output.weight" not in tensors,
         "qkv_bias": "layers.0.attention.wq.bias" in tensors,
+        "out_bias": "layers.0.attention.wo.bias" in tensors,
+        "ffn_bias": "layers.0.feed_forward.w1.bias" in tensors,
         "qk_norm": arch == "qwen3",
         "sliding_window": header.whole(f"{arch}.attention.sliding_window", 0),
     }
@@ -225,6 +231,22 @@ def read_tokenizer(header: Header) -> TokenizerSpec | None:
     if n_bytes > MAX_VOCABULARY_BYTES:
         raise header.refuse(f"{VOCABULARY}tokens", f"and its kin take {n_bytes} bytes, more than any vocabulary")
     return TokenizerSpec("gguf", header.only_keys(VOCABULARY))
+
+
+def notes_of_vocabulary(header: Header) -> tuple[str, ...]:
+    """What its keys leave out, and what is taken in their place."""
+    kind, notes = header.text(f"{VOCABULARY}model"), list[str]()
+    if kind == "gpt2":
+        name = header.text(f"{VOCABULARY}pre")
+        if name is None:
+            notes.append("the file does not name its pre-tokenizer (tokenizer.ggml.pre): the default rule splits text")
+        elif name not in SPLITS:
+            notes.append(f"the file's pre-tokenizer {printable(name[:40])} is not known: the default rule splits text")
+    if kind in ("llama", "gpt2", "rwkv") and f"{VOCABULARY}token_type" not in header.entries:
+        notes.append("the file does not give the types of its tokens: they are told by its keys and by their texts")
+    if kind == "llama" and f"{VOCABULARY}scores" not in header.entries:
+        notes.append("the file does not give the scores of its tokens: those of lower ids are merged first")
+    return tuple(notes)
 
 
 def read_stop_tokens(header: Header, config: ModelConfig) -> tuple[int, ...]:

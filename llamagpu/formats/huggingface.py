@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,17 @@ def open_checkpoint(path: Path) -> Checkpoint:
     values = read_json_object(folder / CONFIG)
     if huggingface_rwkv.knows(values):
         return open_rwkv(path, folder, values)
-    config = read_config(folder / CONFIG, values)
+    config, of_config = read_config(folder / CONFIG, values)
     scheme = read_scheme(folder, values)
     modules = read_modules(weight_files(folder, None if path.is_dir() else path.name))
-    notes = []
+    config = replace(
+        config,
+        out_bias=config.out_bias and any(has_bias(modules, ("attention.wo",))),
+        ffn_bias=config.ffn_bias and any(has_bias(modules, ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"))),
+    )
+    notes = list(of_config)
+    if config.tied_head and "weight" in modules.get("output", {}) and "tok_embeddings" not in modules:
+        modules["tok_embeddings"] = modules.pop("output")  # one matrix, under either name
     if config.tied_head and "output" in modules:
         # As transformers 5 does; where the two matrices are equal, nothing is different but the memory.
         config = replace(config, tied_head=False)
@@ -109,6 +117,15 @@ def read_modules(files: dict[str, SafetensorsFile]) -> dict[str, dict[str, Part]
             raise ModelFormatError(file.path, name[:80], "is a tensor that this architecture does not have", UNKNOWN)
         modules.setdefault(meta, {})[kind] = Part(file.array(name), name, file.path)
     return modules
+
+
+def has_bias(modules: dict[str, dict[str, Part]], names: tuple[str, ...]) -> Iterator[bool]:
+    """Of each module of these names, whether it has a bias that is not all zeros, as if there were none."""
+    return (
+        bool(np.any(parts["bias"].array))
+        for module, parts in modules.items()
+        if module.endswith(names) and "bias" in parts
+    )
 
 
 def meta_name(module: str) -> str | None:

@@ -48,13 +48,13 @@ def config_json(checkpoint: Checkpoint, special_ids: SpecialIds) -> dict[str, An
         "rope_theta": config.rope_theta,
         "rope_scaling": rope_scaling(config),
         "tie_word_embeddings": config.tied_head,
-        "attention_bias": False,  # Qwen2's bias goes without saying; here it would mean one of o_proj too
+        "attention_bias": config.out_bias,  # of o_proj too; Qwen2's, of the others, goes without saying
         "attention_dropout": 0.0,
         "hidden_act": "silu",
         "use_cache": True,
     }
     if kind == "llama":
-        values["mlp_bias"] = False
+        values["mlp_bias"] = config.ffn_bias
     elif kind == "mistral":
         values["sliding_window"] = config.sliding_window or None
     elif config.sliding_window:
@@ -70,14 +70,16 @@ def model_type(config: ModelConfig) -> str:
     """The architecture that is of this model's shape, whatever it is called. Raises UsageError where none is."""
     if not config.keeps_keys:
         raise UsageError(f"no {config.architecture} is written as a Hugging Face folder: leave --format out")
-    if config.qk_norm and not config.qkv_bias:
+    has_all_or_none = config.qkv_bias == config.out_bias  # of the biases of attention
+    if config.qk_norm and has_all_or_none and not config.ffn_bias:
         return "qwen3"
-    if config.qkv_bias and not config.qk_norm:
+    if config.qkv_bias and not (config.qk_norm or config.out_bias or config.ffn_bias):
         return "qwen2"
-    if not config.qkv_bias and not config.qk_norm:
+    if has_all_or_none and not config.qk_norm:
+        has_bias = config.qkv_bias or config.ffn_bias
         if not config.sliding_window:
-            return "mistral" if config.architecture == "mistral" else "llama"
-        if not config.first_window_layer:
+            return "mistral" if config.architecture == "mistral" and not has_bias else "llama"
+        if not config.first_window_layer and not has_bias:
             return "mistral"
     raise UsageError(
         "no Hugging Face architecture has what this model has (biases, norms, windows): leave --format out"
@@ -96,12 +98,13 @@ def rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def rope_rules(config: ModelConfig, factor: float) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Rules that stretch by ``factor`` at most, and their factors. Lengths are powers of two, as all published are."""
+    """Rules that stretch by ``factor`` at most, and their factors. Lengths are that which YaRN stretches to the model's
+    positions, which decides how many these are when it is read, and powers of two, as all published are."""
     n, theta, attention = config.head_dim, config.rope_theta, config.rope_attention_factor
     if attention == 1:
         yield {"rope_type": "linear", "factor": factor}, [factor] * (n // 2)
     frequencies = theta ** (-np.arange(0, n, 2) / n)
-    for original in (1 << power for power in range(8, 21)):
+    for original in (max(1, round(config.max_seq_len / factor)), *(1 << power for power in range(8, 21))):
         length = {"factor": factor, "original_max_position_embeddings": original}
         if attention == 1:
             turns = original * frequencies / (2 * math.pi)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from llamagpu.errors import ModelFormatError
 from llamagpu.rope_scaling import linear_factors, llama3_factors, yarn_attention_factor, yarn_factors
 
 DEFAULT_THETA = 10000.0
+ORIGINAL = "original_max_position_embeddings"
 # What each kind may hold beside its name. What is not here might change the model and is refused by name.
 KNOWN_KEYS = {
     "default": {"factor"},  # which it does not look at
@@ -21,8 +23,9 @@ KNOWN_KEYS = {
 COMMON_KEYS = {"type", "rope_type", "rope_theta", "partial_rotary_factor", "finetuned"}
 
 
-def read_rope(path: Path, config: dict[str, Any], head_dim: int) -> dict[str, Any]:
-    """rope_theta, rope_factors and rope_attention_factor of ModelConfig. Raises ModelFormatError.
+def read_rope(path: Path, config: dict[str, Any], head_dim: int) -> tuple[dict[str, Any], list[str]]:
+    """rope_theta, rope_factors and rope_attention_factor of ModelConfig, max_seq_len where this kind changes it, and
+    what a user should know, a line each. config: with max_position_embeddings. Raises ModelFormatError.
 
     Files of transformers 5 hold rope_parameters, theta inside; earlier ones rope_theta and rope_scaling.
     """
@@ -55,23 +58,35 @@ def read_rope(path: Path, config: dict[str, Any], head_dim: int) -> dict[str, An
     theta = DEFAULT_THETA if theta is None else theta
     out: dict[str, Any] = {"rope_theta": theta}
     if kind == "default":
-        return out
+        return out, []
+    positions, notes = config["max_position_embeddings"], []
+    stated = next(filter(None, (config.get(ORIGINAL), given.get(ORIGINAL))), None)
+    original = given[ORIGINAL] = positions if stated is None else stated
+    if kind == "yarn" and "factor" not in given and type(stated) is int and stated > 0:
+        given["factor"] = positions / stated
     if "factor" not in given:
         raise refuse("factor", "is missing")
-    lengths = (config.get("original_max_position_embeddings"), given.get("original_max_position_embeddings"))
-    given["original_max_position_embeddings"] = next(filter(None, lengths), config.get("max_position_embeddings"))
+    if stated is None and kind != "linear":
+        notes.append(f"config.json has no {ORIGINAL}: max_position_embeddings = {positions} is taken for it")
     try:
         out["rope_factors"] = FACTORS[kind](head_dim, theta, given)
         if kind == "yarn":
             settings = {name: given[name] for name in ("mscale", "mscale_all_dim") if name in given}
             factor = given.get("attention_factor", yarn_attention_factor(given["factor"], **settings))
             out["rope_attention_factor"] = factor
+            # what it is stretched to, whether or not max_position_embeddings was changed with it
+            out["max_seq_len"] = math.floor(given["factor"] * original)
+            if out["max_seq_len"] < positions:
+                notes.append(
+                    f"YaRN stretches {original} positions to {out['max_seq_len']}: max_position_embeddings is"
+                    f" {positions}, which is more than it was made for"
+                )
     except KeyError as error:
         raise refuse(str(error.args[0]), "is missing") from None
     except ValueError as error:
         name, _, problem = str(error).partition(" ")
         raise refuse(name, problem) from None
-    return out
+    return out, notes
 
 
 def linear(head_dim: int, theta: float, given: dict[str, Any]) -> tuple[float, ...]:

@@ -42,10 +42,14 @@ NAMES = {
     "attention.q_norm.weight": "self_attn.q_norm",
     "attention.k_norm.weight": "self_attn.k_norm",
     "attention.wo.weight": "self_attn.o_proj",
+    "attention.wo.bias": "self_attn.o_proj",
     "ffn_norm.weight": "post_attention_layernorm",
     "feed_forward.w1.weight": "mlp.gate_proj",
     "feed_forward.w2.weight": "mlp.down_proj",
     "feed_forward.w3.weight": "mlp.up_proj",
+    "feed_forward.w1.bias": "mlp.gate_proj",
+    "feed_forward.w2.bias": "mlp.down_proj",
+    "feed_forward.w3.bias": "mlp.up_proj",
 }
 TURNED = ("wq.weight", "wk.weight", "wq.bias", "wk.bias", "q_norm.weight", "k_norm.weight")
 

@@ -15,19 +15,22 @@ from numpy.typing import DTypeLike, NDArray
 
 from llamagpu.errors import ModelFormatError
 
+LFS_POINTER = b"version https://git-lfs."  # a few lines of text that stand for a file in a repository
+LONGEST_POINTER = 1024
 CUT_SHORT = "the download was cut short or the file is damaged: fetch or export it again"
 
 
 def check_readable(path: Path) -> int:
-    """Size in bytes of a regular, readable, non-empty file; anything else is a ModelFormatError."""
+    """Size in bytes of a regular, readable, non-empty file; anything else is a ModelFormatError, also a Git LFS pointer
+    in place of one."""
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
             raise ModelFormatError(path, "path", "is a folder", "give the model file inside it")
         if not stat.S_ISREG(status.st_mode):
             raise ModelFormatError(path, "path", "is no regular file", "give a file on disk: models are memory-mapped")
-        with open(path, "rb"):
-            pass
+        with open(path, "rb") as file:
+            head = file.read(len(LFS_POINTER)) if status.st_size <= LONGEST_POINTER else b""
     except PermissionError:
         raise ModelFormatError(path, "path", "may not be read", "change its permissions (chmod +r)") from None
     except (OSError, ValueError) as error:
@@ -35,6 +38,8 @@ def check_readable(path: Path) -> int:
         raise ModelFormatError(path, "path", f"cannot be opened ({reason})", "check its name") from None
     if status.st_size == 0:
         raise ModelFormatError(path, "length", "is 0 bytes", CUT_SHORT)
+    if head == LFS_POINTER:
+        raise ModelFormatError(path, "header", "is a Git LFS pointer, not the file", "run: git lfs pull")
     return status.st_size
 
 

@@ -46,7 +46,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     tokenizer = TokenizerSpec("bytes", b"") if n_vocab == BYTES else None
     checkpoint = rwkv_checkpoint(RwkvFile(path, tensors, processed=True), "rwkv.cpp ggmf", tokenizer)
     config = checkpoint.config
-    if config.architecture == "rwkv5":  # the official package takes 64e-5, rwkv.cpp this
+    if config.architecture in ("rwkv5.0", "rwkv5"):  # the official package takes 64e-5, rwkv.cpp this
         config = replace(config, group_norm_eps=1e-5)
     for name, stated, found in (
         ("n_vocab", n_vocab, config.vocab_size), ("n_embed", dim, config.dim), ("n_layer", n_layers, config.n_layers)

@@ -22,7 +22,7 @@ from llamagpu.errors import ModelFormatError, printable
 from llamagpu.quantization import AffineQuant, Deferred
 from llamagpu.rwkv_shapes import MIXES, rwkv_shapes
 
-WHOLE = "give a whole RWKV-4, 5.2, 6 or 7"
+WHOLE = "give a whole RWKV-4, 5, 6 or 7"
 CONTEXT = 4096  # what they are trained with; their texts have no end all the same
 END_OF_TEXT = 0  # of all vocabularies but bytes
 BYTES = 256  # tokens of a model without a vocabulary
@@ -48,9 +48,9 @@ def version_of(names: Mapping[str, Any]) -> str | None:
         return "rwkv7"
     if "blocks.0.att.time_maa_x" in names:
         return "rwkv6"
-    if "blocks.0.att.gate.weight" in names and "blocks.0.att.time_faaaa" in names:
-        return "rwkv5"
-    if "blocks.0.att.time_first" in names and "blocks.0.att.ln_x.weight" not in names:
+    if "blocks.0.att.ln_x.weight" in names and "blocks.0.att.time_decay" in names:
+        return "rwkv5" if "blocks.0.att.gate.weight" in names else "rwkv5.0"
+    if "blocks.0.att.time_first" in names:
         return "rwkv4"
     return None
 
@@ -118,9 +118,7 @@ def rwkv_checkpoint(file: RwkvFile, format_name: str, tokenizer: TokenizerSpec |
     """The checkpoint that these tensors are. Raises ModelFormatError."""
     version = version_of(file.tensors)
     if version is None:
-        old = "blocks.0.att.ln_x.weight" in file.tensors
-        problem = "is missing: this is an RWKV-5.0 or 5.1" if old else "is missing: this is no RWKV that is known"
-        raise file.refuse("blocks.0.att.time_faaaa" if old else "blocks.0.att.time_first", problem)
+        raise file.refuse("blocks.0.att.time_first", "is missing: this is no RWKV that is known")
     config = read_config(file, version)
     shapes = rwkv_shapes(config)
     made: dict[str, Tensor] = {}
@@ -154,7 +152,7 @@ def read_config(file: RwkvFile, version: str) -> ModelConfig:
     def rank(name: str) -> int:
         return file.shape(name, 2)[0 if file.processed else 1]
 
-    if version in ("rwkv5", "rwkv6"):
+    if version in ("rwkv5.0", "rwkv5", "rwkv6"):
         n_heads = heads_of(file, "blocks.0.att.time_faaaa")
     if version == "rwkv6":
         ranks = [rank("blocks.0.att.time_maa_w1") // len(MAA), rank("blocks.0.att.time_decay_w1")]
@@ -171,7 +169,15 @@ def read_config(file: RwkvFile, version: str) -> ModelConfig:
 
 
 def heads_of(file: RwkvFile, name: str) -> int:
-    """How many heads a tensor [heads, head_dim] has; rwkv.cpp adds an axis of 1 behind, and drops that of one head."""
+    """How many heads a tensor [heads, head_dim] has; rwkv.cpp adds an axis of 1 behind, and drops that of one head.
+
+    RWKV-5.0 and 5.1 have no such tensor, but one decay for each head.
+    """
+    if name not in file.tensors and "blocks.0.att.time_first" in file.tensors:
+        of_heads = file.floats("blocks.0.att.time_decay").size
+        if of_heads != max(file.take("blocks.0.att.time_decay").shape, default=1):
+            raise file.refuse("blocks.0.att.time_decay", "is not one number for each head, as in RWKV-5.0 and 5.1")
+        return of_heads
     shape = tuple(file.take(name).shape)
     if file.processed and shape[-1:] == (1,):
         shape = shape[:-1]
@@ -219,6 +225,9 @@ def att_tensors(file: RwkvFile, version: str, name: str, leaf: str, is_first: bo
             return {f"x_{x}": row for x, row in zip(MIXES[version], rows_of(file, name, 6), strict=True)}
     if leaf in THIN:
         return {THIN[leaf]: file.thin(name)}
+    if leaf == "time_first" and version in ("rwkv5.0", "rwkv5"):
+        first = file.floats(name)
+        return {"bonus": of_channels(file, first if file.processed else np.exp(first))}
     if leaf in SAME or leaf in RENAMED:
         return {RENAMED.get(leaf, leaf): file.floats(name)}
     if leaf in TIME_MIX:
@@ -247,10 +256,19 @@ def ffn_tensors(file: RwkvFile, version: str, name: str, leaf: str) -> dict[str,
 def decay(file: RwkvFile, version: str, name: str) -> NDArray[np.float32]:
     """Of RWKV-4 and 5 what the state decays by (see ``rwkv_shapes``); of RWKV-6 as it is."""
     raw = file.floats(name)
-    if file.processed or version == "rwkv6":
+    if version == "rwkv6" or (file.processed and version == "rwkv4"):
         return raw
+    if file.processed:
+        return of_channels(file, raw)
     with np.errstate(over="ignore"):
-        return -np.exp(raw) if version == "rwkv4" else np.exp(-np.exp(raw))
+        return -np.exp(raw) if version == "rwkv4" else of_channels(file, np.exp(-np.exp(raw)))
+
+
+def of_channels(file: RwkvFile, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Numbers of channels; those of heads (RWKV-5.0 and 5.1) are repeated for each channel of the head."""
+    dim = file.shape("emb.weight", 2)[1]
+    is_of_heads = "blocks.0.att.time_faaaa" not in file.tensors and dim % values.size == 0
+    return np.repeat(values, dim // values.size) if is_of_heads else values
 
 
 def rows_of(file: RwkvFile, name: str, n: int) -> list[NDArray[np.float32]]:

@@ -1,7 +1,7 @@
 """Llama and models of that shape (Mistral, Qwen2, Qwen3): which operations run in what order, on any backend.
 
-They differ in details that ModelConfig names (bias of q, k, v; norms of q and k; window; RoPE) and that the backend's
-operations take: the order is the same.
+They differ in details that ModelConfig names (biases; norms of q and k; window; RoPE) and that the backend's operations
+take: the order is the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llamagpu.models.window import check_window
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of one layer; matrices are [out_features, in_features]."""
+    """The weights of one layer; matrices are [out_features, in_features]. Biases of what is added are [dim] or None."""
 
     attention_norm: Weight
     qkv: Weight
@@ -29,6 +29,8 @@ class Layer:
     ffn_norm: Weight
     gate_up: Weight
     w_down: Weight
+    wo_bias: Weight | None = None
+    w_down_bias: Weight | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ class Llama:
             """Those of ``names`` together: a model has them all or none."""
             return [tensors[name] for name in names] if names[0] in tensors else None
 
+        def vector(name: str) -> Weight | None:
+            return backend.weight(tensors[name]) if name in tensors else None
+
         self.embedding = load(backend.weight, "tok_embeddings")
         self.layers = []
         for i in range(self.config.n_layers):
@@ -75,8 +80,13 @@ class Llama:
                     ),
                     wo=load(backend.weight, f"{attention}.wo"),
                     ffn_norm=load(backend.weight, f"layers.{i}.ffn_norm"),
-                    gate_up=load(backend.gate_up, f"{feed_forward}.w1", f"{feed_forward}.w3"),
+                    gate_up=load(
+                        backend.gate_up, f"{feed_forward}.w1", f"{feed_forward}.w3",
+                        biases=vectors(f"{feed_forward}.w1.bias", f"{feed_forward}.w3.bias"),
+                    ),
                     w_down=load(backend.weight, f"{feed_forward}.w2"),
+                    wo_bias=vector(f"{attention}.wo.bias"),
+                    w_down_bias=vector(f"{feed_forward}.w2.bias"),
                 )
             )  # fmt: skip
         self.norm = load(backend.weight, "norm")
@@ -132,8 +142,8 @@ class Llama:
         x = backend.embedding(self.embedding, tokens, cache)
         for i, layer in enumerate(self.layers):
             q = backend.rmsnorm_qkv_rope(x, layer.attention_norm, layer.qkv, cache, i, config)
-            x = backend.linear_add(x, backend.attention(q, cache, i, config), layer.wo)
+            x = backend.linear_add(x, backend.attention(q, cache, i, config), layer.wo, layer.wo_bias)
             h = backend.rmsnorm_gate_up_swiglu(x, layer.ffn_norm, layer.gate_up, config.norm_eps)
-            x = backend.linear_add(x, h, layer.w_down)
+            x = backend.linear_add(x, h, layer.w_down, layer.w_down_bias)
         cache.length += len(tokens)
         return backend.rmsnorm_head(x, self.norm, self.head, config.norm_eps, n_logits)

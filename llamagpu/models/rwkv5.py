@@ -3,6 +3,8 @@
 r, k, v, g = receptance, key, value, silu(gate), of the mixes r, k, v, g
 y = S r + (sum of bonus * k * r) * v;  S = S * decay + v k^T        S [value, key], decay for each key
 x += output @ (GroupNorm of each head(y) * g)
+
+RWKV-5.0 has no gate: g is 1.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ class RWKV5(RWKV):
             load.segment("receptance.weight", 0),
             load.segment("key.weight", 1),
             load.segment("value.weight", 2),
-            load.segment("gate.weight", 3, Activation.SILU),
         ]
+        if "g" in names:
+            segments.append(load.segment("gate.weight", 3, Activation.SILU))
         rkvg = load.group(segments, [self.config.dim] * len(names))
         return TimeMix(
             load.mixes(names), rkvg, load.vector("decay"), load.vector("bonus"), load.norm("ln_x"),

@@ -1,73 +1,27 @@
-"""A tokenizer.json written from a byte-level BPE vocabulary, as llama.cpp's files hold it: tokens, merges and a name.
-
-The name ("pre") says how text is split before the merges. The files do not hold the regular expressions themselves;
-these are the published ones of the models that the names stand for.
-"""
+"""A tokenizer.json written from a byte-level BPE vocabulary: tokens, merges, and how text is split before them."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
-LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-
-@dataclass(frozen=True)
-class Split:
-    """patterns: one after the other, each cuts the pieces of those before it. bos: whether text begins with it where
-    the file does not say. ignore_merges: a piece that is a token is that token, whatever the merges."""
-
-    patterns: tuple[str, ...]
-    bos: bool = False
-    ignore_merges: bool = False
-    nfc: bool = False
-
-
-LLAMA3 = Split((rf"{CONTRACTIONS}|{LETTERS}|\p{{N}}{{1,3}}|{REST}",), bos=True, ignore_merges=True)
-QWEN2_PATTERN = rf"{CONTRACTIONS}|{LETTERS}|\p{{N}}|{REST}"
-DIGITS = Split((r"\p{N}", GPT2))
-SPLITS = {
-    "llama3": LLAMA3,
-    "llama-v3": LLAMA3,
-    "llama-bpe": LLAMA3,
-    "smaug-bpe": Split(LLAMA3.patterns),
-    "qwen2": Split((QWEN2_PATTERN,), nfc=True),
-    "deepseek-r1-qwen": Split((QWEN2_PATTERN,)),
-    "gpt-2": Split((GPT2,)),
-    "smollm": DIGITS,
-    "starcoder": DIGITS,
-    "refact": DIGITS,
-    "tekken": Split((TEKKEN,), bos=True, ignore_merges=True),
-    "default": Split((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
-}
+from llamagpu.formats.gguf_splits import Split
 
 
 def byte_level_json(
     tokens: list[str],
     merges: list[str],
     special: dict[int, bool],
-    pre: str,
+    split: Split,
     bos: int | None,
     add_bos: bool | None,
 ) -> bytes:
     """tokens: in the order of their ids, bytes written as GPT-2 does. merges: "left right", the first the best.
 
-    special: ids of tokens that are cut out of a text before all else: whether they are control tokens. pre: a name of
-    SPLITS. bos: id of the token that begins a text. add_bos: whether it does; None for what is usual. Raises
-    ValueError for an unknown ``pre``, for tokens that are there twice, and for merges that are none.
+    special: ids of tokens that are cut out of a text before all else: whether they are control tokens. bos: id of the
+    token that begins a text. add_bos: whether it does; None for what is usual with this split. Raises ValueError for
+    tokens that are there twice, and for merges that are none.
     """
-    if pre not in SPLITS:
-        raise ValueError(f"is of pre-tokenizer {pre[:40]!r}; known are {', '.join(SPLITS)}")
-    split = SPLITS[pre]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise ValueError("holds the same token twice")

@@ -11,26 +11,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llamagpu.checkpoint import TokenizerSpec
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.gguf_header import Header
+from llamagpu.formats.gguf_splits import split_of
 from llamagpu.tokenizers.base import Tokenizer
 from llamagpu.tokenizers.byte_level_json import byte_level_json
+from llamagpu.tokenizers.gguf_types import DEFAULTS, OTHER_FILE, PREFIX, read_types, special_id, with_one_unknown
 from llamagpu.tokenizers.rwkv_world import unescape
-from llamagpu.tokenizers.sentencepiece_proto import (
-    BYTE,
-    CONTROL,
-    NORMAL,
-    UNKNOWN,
-    UNUSED,
-    USER_DEFINED,
-    model_proto,
-)
+from llamagpu.tokenizers.sentencepiece_proto import CONTROL, NORMAL, UNUSED, USER_DEFINED, model_proto
 
-PREFIX = "tokenizer.ggml."
 MAX_TOKENS = 1 << 19
-OTHER_FILE = "give the model's own tokenizer with --tokenizer FILE, or get a newer file of the model"
+SPACE = "\u2581".encode()  # SentencePiece's letter for a space
 
 
 def open_gguf_tokenizer(data: bytes, path: Path) -> Tokenizer:
@@ -53,47 +47,27 @@ def rebuilt(data: bytes, path: Path) -> TokenizerSpec:
     raise header.refuse(f"{PREFIX}model", f"is {str(kind)[:40]!r}; llama, gpt2 and rwkv are read", OTHER_FILE)
 
 
-def count_tokens(header: Header) -> int:
+def read_tokens(header: Header) -> list[bytes]:
     n = header.n_elements(f"{PREFIX}tokens")
     if not 1 <= n <= MAX_TOKENS:
         raise header.refuse(f"{PREFIX}tokens", f"has {n} tokens, must be 1 to {MAX_TOKENS}", OTHER_FILE)
-    return n
-
-
-def read_types(header: Header, n: int) -> list[int]:
-    """The type of each token, by SentencePiece's numbers."""
-    types = header.numbers(f"{PREFIX}token_type", "iu")
-    if len(types) != n:
-        problem = f"has {len(types)} elements, tokens has {n}"
-        raise header.refuse(f"{PREFIX}token_type", problem, OTHER_FILE)
-    if not ((types >= 0) & (types <= BYTE)).all():
-        raise header.refuse(f"{PREFIX}token_type", "has a type that is not 0 to 6", OTHER_FILE)
-    return [int(kind) or NORMAL for kind in types]  # 0 is llama.cpp's "undefined"
-
-
-def special_id(header: Header, name: str, default: int, n: int) -> int | None:
-    """A token by its key; None where there is none. llama.cpp writes 2^32 - 1 for that, or an id that is no token's."""
-    token = header.whole(f"{PREFIX}{name}", default)
-    return token if 0 <= token < n else None
+    return list(header.strings(f"{PREFIX}tokens"))
 
 
 def sentencepiece_model(header: Header) -> bytes:
     """A tokenizer.model of what the header says, with llama.cpp's defaults where it says nothing."""
-    n = count_tokens(header)
-    types = read_types(header, n)
-    scores = header.numbers(f"{PREFIX}scores", "f").astype(np.float32)
-    if len(scores) != n or not np.isfinite(scores).all():
-        raise header.refuse(f"{PREFIX}scores", f"are not {n} finite numbers", OTHER_FILE)
-    bos = special_id(header, "bos_token_id", 1, n) if header.flag(f"{PREFIX}add_bos_token", True) else None
-    eos = special_id(header, "eos_token_id", 2, n)
-    unknown = special_id(header, "unknown_token_id", 0, n)
+    tokens = read_tokens(header)
+    n = len(tokens)
+    types = read_types(header, tokens, "llama")
+    bos, eos, unknown = (special_id(header, f"{name}_token_id", i, n) for name, i in DEFAULTS.items())
+    if not header.flag(f"{PREFIX}add_bos_token", True):
+        bos = None
+    types = with_one_unknown(types, tokens, unknown, {token for token in (bos, eos) if token is not None})
     if bos is not None:
         types[bos] = CONTROL  # sentencepiece knows it by this
-    if unknown is not None and UNKNOWN not in types:
-        types[unknown] = UNKNOWN  # sentencepiece must have one
     return model_proto(
-        header.strings(f"{PREFIX}tokens"),
-        scores.tolist(),
+        pieces_of(tokens, types),
+        read_scores(header, n).tolist(),
         types,
         bos,
         eos,
@@ -101,22 +75,52 @@ def sentencepiece_model(header: Header) -> bytes:
     )
 
 
+def read_scores(header: Header, n: int) -> NDArray[np.float32]:
+    """The scores of n tokens, the highest merged first; where there are none, the ids in order, as training has it."""
+    if f"{PREFIX}scores" not in header.entries:
+        return -np.arange(n, dtype=np.float32)
+    scores = header.numbers(f"{PREFIX}scores", "fiu").astype(np.float32)[:n]
+    if len(scores) != n or not np.isfinite(scores).all():
+        raise header.refuse(f"{PREFIX}scores", f"are not {n} finite numbers", OTHER_FILE)
+    return scores
+
+
+def pieces_of(tokens: list[bytes], types: list[int]) -> list[bytes]:
+    """The pieces as SentencePiece has them: spaces as U+2581, and none there twice.
+
+    llama.cpp's converter writes plain spaces in user-defined tokens. Of pieces that are there twice, those that stand
+    for no text (control tokens, unused ones) get a name of their own.
+    """
+    known = set(tokens)
+    pieces = list(tokens)
+    places: dict[bytes, list[int]] = {}
+    for i, token in enumerate(tokens):
+        spaced = token.replace(b" ", SPACE)
+        if types[i] == USER_DEFINED and spaced not in known:
+            pieces[i] = spaced
+        places.setdefault(pieces[i], []).append(i)
+    for ids in places.values():
+        textless = [i for i in ids if types[i] in (CONTROL, UNUSED)]
+        for i in textless[len(ids) == len(textless) :]:  # one of them keeps the name
+            pieces[i] = b"[TWIN_%d]" % i if tokens[i] else b""
+    return pieces
+
+
 def huggingface_json(header: Header) -> bytes:
     """A tokenizer.json of what the header says."""
-    n = count_tokens(header)
-    types = read_types(header, n)
-    pre = header.text(f"{PREFIX}pre")
-    if pre is None:
-        raise header.refuse(f"{PREFIX}pre", "is missing: how text is split is not known", OTHER_FILE)
+    raw_tokens = read_tokens(header)
+    n = len(raw_tokens)
+    types = read_types(header, raw_tokens, "gpt2")
     try:
-        tokens = [str(token, "utf-8") for token in header.strings(f"{PREFIX}tokens")]
+        tokens = [str(token, "utf-8") for token in raw_tokens]
         merges = [str(merge, "utf-8") for merge in header.strings(f"{PREFIX}merges")]
     except UnicodeDecodeError:
         raise header.refuse(f"{PREFIX}tokens", "or its merges are no UTF-8 text", OTHER_FILE) from None
     special = {token: kind == CONTROL for token, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)}
     add_bos = header.flag(f"{PREFIX}add_bos_token", True) if f"{PREFIX}add_bos_token" in header.entries else None
     try:
-        return byte_level_json(tokens, merges, special, pre, special_id(header, "bos_token_id", -1, n), add_bos)
+        split = split_of(header.text(f"{PREFIX}pre"))
+        return byte_level_json(tokens, merges, special, split, special_id(header, "bos_token_id", -1, n), add_bos)
     except ValueError as error:
         raise ModelFormatError(path=header.path, field="tokenizer", problem=str(error), remedy=OTHER_FILE) from None
 
@@ -124,15 +128,15 @@ def huggingface_json(header: Header) -> bytes:
 def world_vocabulary(header: Header) -> bytes:
     """The lines of an RWKV World vocabulary. llama.cpp writes a token as Python writes the inside of a bytes literal,
     puts a control token before them, and fills up to the model's rows with unused ones."""
-    n = count_tokens(header)
-    types = read_types(header, n)
+    tokens = read_tokens(header)
+    types = read_types(header, tokens, "rwkv")
     while types and types[-1] == UNUSED:
         types.pop()
     if not types or types[0] != CONTROL or not set(types[1:]) <= {NORMAL, USER_DEFINED}:
         problem = "are not those of RWKV World: a control token, then tokens, then unused ones"
         raise header.refuse(f"{PREFIX}token_type", problem, OTHER_FILE)
     lines = []
-    for i, escaped in zip(range(len(types)), header.strings(f"{PREFIX}tokens"), strict=False):
+    for i, escaped in enumerate(tokens[: len(types)]):
         try:
             token = unescape(escaped, is_bytes=True)
         except ValueError:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from llamagpu.tokenizers.gpt2_pair import END
+from llamagpu.tokenizers.last_words import last_words
 from llamagpu.tokenizers.tiktoken import RankedTokenizer
 
 # As published with tiktoken.
@@ -30,7 +31,8 @@ class Gpt2Tokenizer(RankedTokenizer):
         return {END: len(self.tokens)}
 
     def encode_text(self, text: str) -> list[int]:
-        return [token for part in cut_spaces(text) for token in self.encoding.encode_ordinary(part)]
+        with last_words("tiktoken"):
+            return [token for part in cut_spaces(text) for token in self.encoding.encode_ordinary(part)]
 
     def token_bytes(self, token: int) -> bytes:
         """The text of <|endoftext|> too, as tiktoken has it: it ends nothing, and so should be seen."""

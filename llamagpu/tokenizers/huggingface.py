@@ -20,11 +20,15 @@ from llamagpu.config import LARGEST
 from llamagpu.errors import ModelFormatError, first_line
 from llamagpu.tokenizers.base import Tokenizer
 from llamagpu.tokenizers.byte_letters import byte_level
+from llamagpu.tokenizers.json_bounds import bounds_of, check_model
+from llamagpu.tokenizers.last_words import last_words
+from llamagpu.tokenizers.watched_call import seconds_for, watched
 
 MODELS = ("BPE", "Unigram")
 REMEDY = "the file is damaged, or of a kind that llamagpu does not know: download it again, or give another --tokenizer"
 END = "<|endoftext|>"
 BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+SLOW = "makes a text take longer than any other tokenizer"
 PROBES = ("a", "1", " ", "\n", "é", "猫")  # texts to find out what a tokenizer puts around a text
 
 
@@ -37,12 +41,10 @@ class HuggingFaceTokenizer(Tokenizer):
     """
 
     def __init__(self, data: bytes, path: Path) -> None:
-        self.path = path
+        self.path, self.data, self.is_stuck = path, data, False
+        self.bounds = bounds_of(data, self.error)
         with self.library_errors("is no tokenizer.json that can be read"):
-            self.library = Library.from_buffer(data)
-            self.library.no_truncation()  # a file may ask for both
-            self.library.no_padding()
-            self.library.encode_special_tokens = True
+            self.library = self.open_library()
             model = type(self.library.model).__name__
             dropout = getattr(self.library.model, "dropout", None)
             decoder = self.library.decoder and json.loads(self.library.decoder.__getstate__())
@@ -59,6 +61,7 @@ class HuggingFaceTokenizer(Tokenizer):
             self.vocab_size = max(ids, default=-1) + 1
             while self.vocab_size - 1 - self.n_added_at_end in self.added:
                 self.n_added_at_end += 1
+        check_model(self.library.model, self.error)
         if model not in MODELS:
             raise self.error("model", f"is of type {model[:40]!r}, not {' or '.join(MODELS)}")
         if dropout:
@@ -74,10 +77,36 @@ class HuggingFaceTokenizer(Tokenizer):
             self.eos_id = 0
         self.adds_leading_space = self.strips_leading_space()
 
+    def open_library(self) -> Library:
+        library = Library.from_buffer(self.data)
+        library.no_truncation()  # a file may ask for both
+        library.no_padding()
+        library.encode_special_tokens = True
+        return library
+
     def encode_text(self, text: str) -> list[int]:
+        self.bounds.check(text)
         with self.library_errors("cannot encode this text"):
-            ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
+            ids: list[int] = self.encoding(text, add_special_tokens=False).ids
         return ids
+
+    def encoding(self, text: str, add_special_tokens: bool) -> Any:
+        """What the library makes of a text. Where its regular expressions are new to us, waiting for it has an end."""
+        library = self.library
+        if self.bounds.is_known:
+            return library.encode(text, add_special_tokens=add_special_tokens)
+        if self.is_stuck:
+            raise self.error("pattern", SLOW)
+        try:  # of encode_batch, since encode lets no other thread run
+            return watched(
+                lambda: library.encode_batch([text], add_special_tokens=add_special_tokens)[0], seconds_for(text)
+            )
+        except (TimeoutError, KeyboardInterrupt) as error:
+            self.library = self.open_library()  # the other thread has the one before, perhaps for ever
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            self.is_stuck = True
+            raise self.error("pattern", SLOW) from None
 
     @property
     def controls(self) -> Mapping[str, int]:
@@ -103,7 +132,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def around_a_text(self) -> tuple[int | None, int | None]:
         """What the post-processor puts before a text and after it. Raises ModelFormatError."""
         with self.library_errors("cannot encode a letter"):
-            probes = (self.library.encode(text, add_special_tokens=True) for text in PROBES)
+            probes = (self.encoding(text, add_special_tokens=True) for text in PROBES)
             probe = next((probe for probe in probes if not all(probe.special_tokens_mask)), None)
         if probe is None:
             raise self.error("vocab", "holds no token for any letter")
@@ -117,7 +146,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def strips_leading_space(self) -> bool:
         """Whether encoding puts a space before a text that decoding takes off."""
         with self.library_errors("cannot encode a letter"):
-            ids = self.library.encode("a", add_special_tokens=False).ids
+            ids = self.encoding("a", add_special_tokens=False).ids
             return self.token_bytes(ids[0])[:1] == b" " and self.library.decode(ids[:1])[:1] != " " if ids else False
 
     def error(self, field: str, problem: str) -> ModelFormatError:
@@ -148,7 +177,8 @@ def quiet_stderr() -> Iterator[None]:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
-        yield
+        with last_words("tokenizers", kept):
+            yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)

@@ -10,7 +10,11 @@ import sentencepiece
 
 from llamagpu.errors import ModelFormatError, first_line
 from llamagpu.tokenizers.base import Tokenizer
+from llamagpu.tokenizers.json_bounds import longest_of_charsmap
+from llamagpu.tokenizers.last_words import last_words
+from llamagpu.tokenizers.sentencepiece_proto import charsmaps
 
+MAX_GROWTH = 32  # of the longest text that the table of letters makes of one; Unicode's has 18
 REMEDY = "the file is damaged or no tokenizer.model: fetch it again, or give another --tokenizer"
 
 
@@ -19,6 +23,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, data: bytes, path: Path) -> None:
         try:
+            longest = max(map(longest_of_charsmap, charsmaps(data)), default=0)
+            if longest > MAX_GROWTH:
+                raise ValueError(f"it makes {longest} characters of one")
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=data)
             self.vocab_size = self.processor.vocab_size()
             for token in range(self.vocab_size):
@@ -37,7 +44,8 @@ class SentencePieceTokenizer(Tokenizer):
         return {processor.id_to_piece(i): i for i in range(self.vocab_size) if processor.is_control(i)}
 
     def encode_text(self, text: str) -> list[int]:
-        ids: list[int] = self.processor.encode(text)
+        with last_words("sentencepiece"):
+            ids: list[int] = self.processor.encode(text)
         return ids
 
     def token_bytes(self, token: int) -> bytes:

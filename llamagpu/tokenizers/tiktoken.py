@@ -13,8 +13,9 @@ from pathlib import Path
 
 import tiktoken
 
-from llamagpu.errors import ModelFormatError
+from llamagpu.errors import ModelFormatError, first_line
 from llamagpu.tokenizers.base import Tokenizer
+from llamagpu.tokenizers.last_words import last_words
 
 MAX_RANKS = 1 << 19
 MAX_TOKEN_BYTES = 1 << 12
@@ -51,16 +52,8 @@ class RankedTokenizer(Tokenizer):
 
     def __init__(self, data: bytes, path: Path, pattern: str, n_controls: int) -> None:
         self.tokens = parse_ranks(data, path)
-        n_ranks = len(self.tokens)
-        self.vocab_size = n_ranks + n_controls
-        ranks = {token: rank for rank, token in enumerate(self.tokens)}
-        if len(ranks) != n_ranks:
-            raise ModelFormatError(path, "tokenizer", "has a token twice", REMEDY)
-        for byte in range(256):
-            if bytes([byte]) not in ranks:
-                raise ModelFormatError(path, "tokenizer", f"has no token for the byte {byte:#04x}", REMEDY)
-        # Without control tokens: text never becomes one.
-        self.encoding = tiktoken.Encoding(path.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        self.vocab_size = len(self.tokens) + n_controls
+        self.encoding = encoding_of(self.tokens, path, pattern)
 
     def token_bytes(self, token: int) -> bytes:
         return self.tokens[token] if token < len(self.tokens) else b""
@@ -80,7 +73,25 @@ class TiktokenTokenizer(RankedTokenizer):
         return {text: len(self.tokens) + place for text, place in places.items()}
 
     def encode_text(self, text: str) -> list[int]:
-        return [token for part in cut(text) for token in self.encoding.encode_ordinary(part)]
+        with last_words("tiktoken"):
+            return [token for part in cut(text) for token in self.encoding.encode_ordinary(part)]
+
+
+def encoding_of(tokens: Sequence[bytes], path: Path, pattern: str) -> tiktoken.Encoding:
+    """The library's encoder of tokens by rank. It knows no control tokens: text never becomes one.
+
+    Raises ModelFormatError for tokens that are there twice, bytes without one, and patterns that are none.
+    """
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    if len(ranks) != len(tokens):
+        raise ModelFormatError(path, "tokenizer", "has a token twice", REMEDY)
+    for byte in range(256):
+        if bytes([byte]) not in ranks:
+            raise ModelFormatError(path, "tokenizer", f"has no token for the byte {byte:#04x}", REMEDY)
+    try:
+        return tiktoken.Encoding(path.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    except ValueError as error:
+        raise ModelFormatError(path, "pattern", f"is no regular expression ({first_line(error)})", REMEDY) from None
 
 
 def parse_ranks(data: bytes, path: Path) -> Sequence[bytes]:

@@ -78,6 +78,34 @@ def test_a_model_of_each_architecture(arch: str, tied: bool, tmp_path: Path) -> 
     assert np.abs(expected - other_layout).max() > 0.01
 
 
+@pytest.mark.parametrize("biased", [("attn_q", "attn_k", "attn_v", "attn_output"), ("ffn_gate", "ffn_up", "ffn_down")])
+def test_biases_of_a_llama(biased: tuple[str, ...], tmp_path: Path) -> None:
+    """As the converter writes them of a model with attention_bias, or with mlp_bias."""
+    file, weights = small_model("llama")
+    rng = np.random.default_rng(3)
+    for name, meta in zip(biased, meta_names(biased), strict=True):
+        for i in range(2):
+            values = rng.standard_normal(file.tensors[f"blk.{i}.{name}.weight"].shape[0]).astype(np.float32)
+            file.tensors[f"blk.{i}.{name}.bias"] = Tensor(values.shape, "F32", values.tobytes())
+            weights[f"layers.{i}.{meta}.bias"] = values
+    path = write(tmp_path / "small.gguf", file)
+    config = open_checkpoint(path).config
+    assert (config.out_bias, config.ffn_bias) == ("attn_output" in biased, "ffn_up" in biased)
+    expected = expected_logits(weights, "llama")
+    np.testing.assert_allclose(llamagpu.load(path, device="cpu").logits(IDS), expected, atol=1e-4)
+
+
+def meta_names(names: tuple[str, ...]) -> list[str]:
+    known = {
+        "attn_q": "attention.wq",
+        "attn_k": "attention.wk",
+        "attn_v": "attention.wv",
+        "attn_output": "attention.wo",
+    }
+    known |= {"ffn_gate": "feed_forward.w1", "ffn_down": "feed_forward.w2", "ffn_up": "feed_forward.w3"}
+    return [known[name] for name in names]
+
+
 def permuted(weights: Floats, n_heads: int) -> Floats:
     """As llama.cpp's converter turns wq and wk of Llama from Hugging Face's order into Meta's."""
     width = weights.shape[0] // n_heads

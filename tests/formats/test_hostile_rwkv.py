@@ -165,12 +165,14 @@ def test_a_tensor_of_a_checkpoint(name: str, value: Any, problem: str, weights: 
 
 
 def test_rwkv_5_as_it_was_first(tmp_path: Path) -> None:
-    """5.0 has one decay for a head and no gate, 5.1 a gate: neither has time_faaaa."""
+    """5.0 and 5.1 have one decay and one time_first for each head; what is of another shape is refused."""
     weights = random_weights(5, **SMALL)
     old = {name.replace("time_faaaa", "time_first"): value for name, value in weights.items()}
-    refuse(written(torch_bytes(old), tmp_path, "model.pth"), "time_faaaa", "RWKV-5.0 or 5.1")
     without = {name: value for name, value in old.items() if "gate" not in name and "mix_g" not in name}
-    refuse(written(torch_bytes(without), tmp_path, "model.pth"), "time_faaaa", "RWKV-5.0 or 5.1")
+    for tensors in (old, without):
+        refuse(written(torch_bytes(tensors), tmp_path, "model.pth"), "time_decay", "one number for each head")
+    neither = {name: value for name, value in without.items() if "time_first" not in name}
+    refuse(written(torch_bytes(neither), tmp_path, "model.pth"), "time_faaaa", "is missing")
 
 
 def test_tensors_that_share_their_numbers(weights: Weights, tmp_path: Path) -> None:

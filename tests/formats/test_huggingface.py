@@ -74,7 +74,7 @@ def test_a_case_without_its_peculiarity_is_far_off(tmp_path: Path) -> None:
 
 
 def config_of(values: dict[str, Any], **changes: Any) -> ModelConfig:
-    return read_config(PATH, values | changes)
+    return read_config(PATH, values | changes)[0]
 
 
 def test_what_config_json_means() -> None:
@@ -305,7 +305,7 @@ def test_a_vast_model_opens_at_once(tmp_path: Path) -> None:
     """Sparse files of 40 GB: nothing is read before it is used."""
     config = LLAMA | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 22, "vocab_size": 128256,
                       "num_attention_heads": 64, "num_key_value_heads": 8}  # fmt: skip
-    shapes = llama_shapes(read_config(PATH, config))
+    shapes = llama_shapes(read_config(PATH, config)[0])
     names = list(random_tensors(LLAMA | {"num_hidden_layers": 22, "vocab_size": 8}, seed=0))
     offset, header = 0, {}
     from llamagpu.formats.huggingface import their_name

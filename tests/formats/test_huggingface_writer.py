@@ -112,6 +112,8 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "qwen2": {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False},
     "qwen2, windows": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
     "qwen3": {"model_type": "qwen3", "attention_bias": False},
+    "llama, biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "qwen3, biases": {"model_type": "qwen3", "attention_bias": True},
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from llamagpu.backends.cpu import CPUBackend
 from llamagpu.backends.cpu.linear import linear
 from llamagpu.backends.cpu.rmsnorm import rmsnorm
 from llamagpu.backends.cuda import launches
@@ -66,10 +67,13 @@ def case(w: Tensor, n: int, n_squares: int = 0, first: int = 0, step: int = 1) -
     return Case(name, run, twin, tolerance_of(kind_of(w)))
 
 
-def add_case(w: Tensor, n: int, form: str = "split", permuted: bool = False, normed: bool = True) -> Case:
+def add_case(
+    w: Tensor, n: int, form: str = "split", permuted: bool = False, normed: bool = True, biased: bool = False
+) -> Case:
     """linear_add, for a reader that wants rows or halves, in order or not."""
     out_features, in_features = w.shape
     x, residual, norm = random(n, in_features, seed=1), random(n, out_features, seed=2), random(out_features, seed=3)
+    bias = random(out_features, seed=4) if biased else None
 
     def run(device: Device) -> Arrays:
         matrix, on_device = upload_matrix(device, w), upload_rows(device, residual)
@@ -77,7 +81,8 @@ def add_case(w: Tensor, n: int, form: str = "split", permuted: bool = False, nor
         squares = unwritten(device, n * n_squares)
         weight = upload_vector(device, norm) if normed else None
         written = Written(device, form, n, out_features, permuted, norm=weight, squares=squares)
-        launches.linear_add(device, matrix, upload_vectors(device, x, matrix), n, on_device, written.target)
+        added = None if bias is None else upload_vector(device, bias)
+        launches.linear_add(device, matrix, upload_vectors(device, x, matrix), n, on_device, written.target, added)
         return {
             "residual": download_rows(device, on_device, out_features),
             "vectors": written.read(),
@@ -85,10 +90,10 @@ def add_case(w: Tensor, n: int, form: str = "split", permuted: bool = False, nor
         }
 
     def twin() -> Arrays:
-        y = residual + linear(x, widened(w))
+        y = CPUBackend().linear_add(residual.copy(), x, widened(w), bias)
         return {"residual": y, "vectors": y * norm if normed else y, "squares": np.square(y).sum(axis=1)}
 
-    name = f"add {name_of(w, n)} to {form}{' permuted' * permuted}{' no norm' * (not normed)}"
+    name = f"add {name_of(w, n)} to {form}{' permuted' * permuted}{' no norm' * (not normed)}{' biased' * biased}"
     return Case(name, run, twin, tolerance_of(kind_of(w)))
 
 
@@ -120,6 +125,12 @@ CASES += [
     for kind in WEIGHTS
     for n, form, permuted in ((1, "split", False), (3, "rows", False), (8, "split", True), (2, "rows", True))
 ]
+CASES += [
+    add_case(weight(kind, *size), n, form, biased=True)
+    for kind in WEIGHTS
+    for size in ((1, 1), (37, 96), (70, 130))
+    for n, form in ((1, "split"), (8, "rows"), (11, "split"))
+]
 CASES += [add_case(weight("Q4", 70, 130, permuted=True), 11), add_case(weight("F16", 70, 130), 11, normed=False)]
 
 SMALL = [case(weight(kind, 11, 35), n) for kind in FLOATS for n in (1, 3, 10)]
@@ -133,6 +144,9 @@ SMALL += [
     for kind in ("F32", "Q4")
     for n in (1, 5)
     for form in ("rows", "split")
+]
+SMALL += [
+    add_case(weight(kind, out, 70), n, biased=True) for kind in ("F32", "Q4") for out in (15, 16) for n in (1, 10)
 ]
 SMALL += [add_case(weight(kind, out, 20), 10) for kind in ("F16", "Q4Short") for out in (8, 9, 32)]
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)

@@ -64,11 +64,12 @@ def forward_by_names(
                 scores = np.exp([turned @ past[shared] / math.sqrt(head_dim) for past in keys[i][first:]])
                 seen = np.array([past[shared] for past in values[i][first:]])
                 mixed.append(scores @ seen / scores.sum())
-            x = x + w[f"{layer}.wo.weight"] @ np.concatenate(mixed)
+            x = x + w[f"{layer}.wo.weight"] @ np.concatenate(mixed) + w.get(f"{layer}.wo.bias", 0)
             h = norm(x, w[f"layers.{i}.ffn_norm.weight"])
-            gate = w[f"layers.{i}.feed_forward.w1.weight"] @ h
-            hidden = gate / (1 + np.exp(-gate)) * (w[f"layers.{i}.feed_forward.w3.weight"] @ h)
-            x = x + w[f"layers.{i}.feed_forward.w2.weight"] @ hidden
+            ffn = f"layers.{i}.feed_forward"
+            gate, up = (w[f"{ffn}.{name}.weight"] @ h + w.get(f"{ffn}.{name}.bias", 0) for name in ("w1", "w3"))
+            hidden = gate / (1 + np.exp(-gate)) * up
+            x = x + w[f"{ffn}.w2.weight"] @ hidden + w.get(f"{ffn}.w2.bias", 0)
         head_matrix = w["output.weight" if "output.weight" in w else "tok_embeddings.weight"]
         rows.append(head_matrix @ norm(x, w["norm.weight"]))
     return np.array(rows)

@@ -24,11 +24,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2": {"qkv_bias": True, "rope_layout": "half_split"},
     "qwen2 with windows from layer 1": {"qkv_bias": True, "sliding_window": 20, "first_window_layer": 1},
     "qwen3": {"qk_norm": True, "rope_layout": "half_split", "norm_eps": 1e-6},
+    "llama with biases": {"qkv_bias": True, "out_bias": True, "ffn_bias": True, "rope_layout": "half_split"},
     "llama": {"rope_factors": (1.0, 1.0, 1.7, 8.0, 8.0), "rope_attention_factor": 1.1, "rope_theta": 5e5},
 }
 # of models whose choices are clear: their two best logits are never near one another
 SEEDS = {("qwen2 with windows from layer 1", "8 bits with offsets"): 1, ("qwen3", "4 bits, wv 8"): 2}
-SEEDS |= {("llama", "float16"): 1, ("llama", "bfloat16"): 1}
+SEEDS |= {("llama with biases", "4 bits, wv 8"): 1, ("llama", "float16"): 1, ("llama", "bfloat16"): 1}
 WEIGHTS = ["float32", "float16", "bfloat16", "4 bits", "8 bits with offsets", "4 bits, wv 8"]
 
 
@@ -111,8 +112,9 @@ def test_what_is_new_changes_the_logits(name: str) -> None:
     checkpoint = random_model(name, "float32")
     ids = np.random.default_rng(2).integers(0, 300, 34).tolist()
     plain = replace(
-        checkpoint.config, sliding_window=0, rope_factors=None, rope_attention_factor=1.0, qkv_bias=False, qk_norm=False
-    )
+        checkpoint.config, sliding_window=0, rope_factors=None, rope_attention_factor=1.0, qkv_bias=False,
+        qk_norm=False, out_bias=False, ffn_bias=False,
+    )  # fmt: skip
     tensors = {k: v for k, v in checkpoint.tensors.items() if not k.endswith("bias") and "q_norm" not in k}
     without = Checkpoint(Path("x"), "random", plain, {k: v for k, v in tensors.items() if "k_norm" not in k})
     difference = LLM(checkpoint, "cpu").logits(ids) - LLM(without, "cpu").logits(ids)

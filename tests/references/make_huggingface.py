@@ -38,6 +38,8 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 16,
 }  # fmt: skip
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 8, "beta_slow": 1}
+WITH_BIASES = {"output_bias": True}  # of this file: o_proj's bias is not zeros
+OMITTED = ("max_position_embeddings", "rms_norm_eps", "rope_theta", "tie_word_embeddings")  # which have defaults
 OLD_LLAMA = {key: value for key, value in LLAMA.items() if key not in ("num_key_value_heads", "rope_theta")}
 
 # name: config.json, type of the tensors, number of shards
@@ -72,6 +74,25 @@ CASES: dict[str, tuple[dict[str, Any], str, int]] = {
     ),
     "qwen3": (QWEN3 | {"tie_word_embeddings": True}, "F32", 1),
     "qwen3 bfloat16": (QWEN3 | {"rope_theta": 1000000.0}, "BF16", 2),
+    "llama all biases": (LLAMA | {"attention_bias": True, "mlp_bias": True} | WITH_BIASES, "F32", 2),
+    "llama mlp bias": (LLAMA | {"mlp_bias": True, "tie_word_embeddings": True}, "BF16", 1),
+    "llama output bias": (LLAMA | {"attention_bias": True, "architectures": []} | WITH_BIASES, "F16", 1),
+    "qwen3 bias": (QWEN3 | {"attention_bias": True, "architectures": None} | WITH_BIASES, "F32", 1),
+    "llama only lm_head": (
+        LLAMA | {"tie_word_embeddings": True, "architectures": ["LLaMAForCausalLM"], "saved_head": True}, "F32", 2,
+    ),
+    "qwen2 yarn": (QWEN2 | {"max_position_embeddings": 16, "rope_scaling": YARN}, "F32", 1),
+    "qwen2 yarn without original": (
+        QWEN2 | {"max_position_embeddings": 16, "rope_scaling": {"type": "yarn", "factor": 4.0}}, "F32", 1,
+    ),
+    "llama yarn without factor": (
+        LLAMA | {"max_position_embeddings": 64, "rope_scaling": YARN | {"factor": None}}, "F32", 1,
+    ),
+    "llama defaults": ({key: value for key, value in LLAMA.items() if key not in OMITTED}, "F32", 1),
+    "mistral defaults": (
+        {key: value for key, value in MISTRAL.items() if key not in (*OMITTED, "num_key_value_heads")}
+        | {"num_attention_heads": 8}, "F32", 1,
+    ),
 }  # fmt: skip
 
 
@@ -80,7 +101,8 @@ def random_tensors(config: dict[str, Any], seed: int) -> Arrays:
     rng = np.random.default_rng(seed)
     dim, hidden, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     n_heads = config["num_attention_heads"]
-    n_kv_heads = config.get("num_key_value_heads", n_heads)
+    n_kv_heads = config.get("num_key_value_heads", 8 if config["model_type"] == "mistral" else n_heads)
+    is_tied = config.get("tie_word_embeddings", False)
     head_dim = config.get("head_dim", dim // n_heads)
 
     def matrix(out_features: int, in_features: int, size: float = 1.0) -> NDArray[np.float32]:
@@ -89,9 +111,7 @@ def random_tensors(config: dict[str, Any], seed: int) -> Arrays:
     def vector(n: int, middle: float, spread: float) -> NDArray[np.float32]:
         return (middle + spread * rng.standard_normal(n)).astype(np.float32)
 
-    tensors: Arrays = {
-        "model.embed_tokens.weight": matrix(vocab, dim, 1 if config["tie_word_embeddings"] else dim**0.5)
-    }
+    tensors: Arrays = {"model.embed_tokens.weight": matrix(vocab, dim, 1 if is_tied else dim**0.5)}
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}"
         tensors[f"{layer}.input_layernorm.weight"] = vector(dim, 1, 0.1)
@@ -100,7 +120,8 @@ def random_tensors(config: dict[str, Any], seed: int) -> Arrays:
             if config["model_type"] == "qwen2" or config.get("attention_bias"):
                 tensors[f"{layer}.self_attn.{name}_proj.bias"] = vector(heads * head_dim, 0, 1)
         if config.get("attention_bias"):
-            tensors[f"{layer}.self_attn.o_proj.bias"] = np.zeros(dim, np.float32)  # which changes nothing
+            is_there = config.get("output_bias", False)  # zeros change nothing
+            tensors[f"{layer}.self_attn.o_proj.bias"] = vector(dim, 0, 0.5) if is_there else np.zeros(dim, np.float32)
         if config["model_type"] == "qwen3":
             tensors[f"{layer}.self_attn.q_norm.weight"] = vector(head_dim, 1.5, 0.5)
             tensors[f"{layer}.self_attn.k_norm.weight"] = vector(head_dim, 1.5, 0.5)
@@ -109,8 +130,12 @@ def random_tensors(config: dict[str, Any], seed: int) -> Arrays:
         tensors[f"{layer}.mlp.gate_proj.weight"] = matrix(hidden, dim)
         tensors[f"{layer}.mlp.up_proj.weight"] = matrix(hidden, dim)
         tensors[f"{layer}.mlp.down_proj.weight"] = matrix(dim, hidden)
+        for name, width in (("gate", hidden), ("up", hidden), ("down", dim)) if config.get("mlp_bias") else ():
+            tensors[f"{layer}.mlp.{name}_proj.bias"] = vector(width, 0, 0.5)
     tensors["model.norm.weight"] = vector(dim, 1, 0.1)
-    if not config["tie_word_embeddings"]:
+    if config.get("saved_head"):
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    elif not is_tied:
         tensors["lm_head.weight"] = matrix(vocab, dim)
     return tensors
 

@@ -130,10 +130,10 @@ def test_a_pair_of_files(files: dict[str, bytes], tmp_path: Path, monkeypatch: p
 
 
 def test_a_tiktoken_file_is_gpt2s_by_the_number_of_its_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert llamagpu.tokenizers.GPT2_RANKS == 50256
+    assert llamagpu.tokenizers.KINDS_BY_RANKS[50256] == "gpt2"
     path = put(tmp_path, {"gpt2.tiktoken": RANKS})
     assert read_spec(path).kind == "tiktoken"
-    monkeypatch.setattr(llamagpu.tokenizers, "GPT2_RANKS", len(TOKENS))
+    monkeypatch.setitem(llamagpu.tokenizers.KINDS_BY_RANKS, len(TOKENS), "gpt2")
     assert read_spec(path) == TokenizerSpec("gpt2", RANKS)
     assert read_spec(put(tmp_path, {"gpt2.tiktoken": RANKS[:-1]})).kind == "gpt2"
     assert read_spec(put(tmp_path, {"gpt2.tiktoken": RANKS + b"eHh4eHg= %d\n" % len(TOKENS)})).kind == "tiktoken"
@@ -147,7 +147,7 @@ def test_it_is_found_beside_a_model_of_a_few_more_rows(
     files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MicroRWKV has 50,304 for 50,257."""
-    monkeypatch.setattr(llamagpu.tokenizers, "GPT2_RANKS", len(TOKENS))
+    monkeypatch.setitem(llamagpu.tokenizers.KINDS_BY_RANKS, len(TOKENS), "gpt2")
     path, n = put(tmp_path, files), len(TOKENS) + 1
     for n_rows, fits in [(n, True), (n + 47, True), (n - 1, False), (n + 5000, False)]:
         found = find_beside(tmp_path / "ckpt.pt", n_rows)

@@ -83,7 +83,7 @@ def by_hand(word: bytes, ranks: dict[bytes, int]) -> list[bytes]:
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
 
 
-def with_the_tokenizers_library(tokens: list[bytes]) -> Tokenizer:
+def with_the_tokenizers_library(tokens: list[bytes], pattern: str = PATTERN) -> Tokenizer:
     """The same vocabulary as a tokenizer.json: each token is made of the two that it is merged from last."""
     ranks, shown = {token: rank for rank, token in enumerate(tokens)}, byte_characters()
 
@@ -101,7 +101,7 @@ def with_the_tokenizers_library(tokens: list[bytes]) -> Tokenizer:
     )
     library.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -9,7 +9,7 @@ import json
 from functools import lru_cache
 from typing import Any
 
-from llamagpu.tokenizers.byte_level_json import GPT2
+from llamagpu.formats.gguf_splits import GPT2
 from llamagpu.tokenizers.sentencepiece import SentencePieceTokenizer
 
 SENTENCES = [

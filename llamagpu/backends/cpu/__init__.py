@@ -20,7 +20,7 @@ from llamagpu.backends.cpu.recurrent import CPURecurrentOps
 from llamagpu.backends.cpu.rmsnorm import rmsnorm
 from llamagpu.backends.cpu.rope import rope, rope_angles
 from llamagpu.backends.cpu.rows import CPURows
-from llamagpu.backends.cpu.sample import sample
+from llamagpu.backends.cpu.sample import Penalize, penalize, sample
 from llamagpu.backends.cpu.swiglu import swiglu
 from llamagpu.backends.protocol import Forward
 from llamagpu.checkpoint import Tensor
@@ -81,6 +81,14 @@ class CPUCache:
 
 
 @dataclass(frozen=True)
+class GateUp:
+    """The matrices of gate and up, and their biases where the model has them."""
+
+    matrices: tuple[Weight, Weight]
+    biases: Sequence[Floats] | None
+
+
+@dataclass(frozen=True)
 class QKV:
     """wq, wk, wv, their biases, and the weights of the norms of q and k where the model has them."""
 
@@ -95,8 +103,8 @@ class QKV:
 
 
 class CPUSampler:
-    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
-        self.params = params.with_seed()
+    def __init__(self, params: SamplingParams, vocab_size: int, penalize: Penalize = penalize) -> None:
+        self.params, self.penalize = params.with_seed(), penalize
         self.counts = np.zeros(vocab_size, np.int32)
         self.n_drawn = 0
 
@@ -107,7 +115,7 @@ class CPUSampler:
         self.n_drawn = n_drawn
 
     def sample(self, logits: Floats) -> int:
-        token = sample(logits, self.counts, self.params, self.n_drawn)
+        token = sample(logits, self.counts, self.params, self.n_drawn, self.penalize)
         self.counts[token] += 1
         self.n_drawn += 1
         return token
@@ -137,8 +145,9 @@ class CPUBackend(CPURecurrentOps):
         as_floats = [part and [vector.astype(np.float32) for vector in part] for part in (biases, norms)]
         return QKV((self.weight(wq), self.weight(wk), self.weight(wv)), *as_floats)
 
-    def gate_up(self, gate: Tensor, up: Tensor) -> tuple[Weight, Weight]:
-        return self.weight(gate), self.weight(up)
+    def gate_up(self, gate: Tensor, up: Tensor, biases: Sequence[NDArray[Any]] | None = None) -> GateUp:
+        floats = biases and [bias.astype(np.float32) for bias in biases]
+        return GateUp((self.weight(gate), self.weight(up)), floats)
 
     def kv_cache(self, config: ModelConfig, capacity: int, kv_bits: int = 16) -> CPUCache:
         shape = (config.n_layers, config.n_kv_heads, capacity, config.head_dim)
@@ -225,13 +234,16 @@ class CPUBackend(CPURecurrentOps):
             memory[layer, first : first + len(q)] = out
         return out
 
-    def linear_add(self, residual: Floats, x: Floats, w: Weight) -> Floats:
+    def linear_add(self, residual: Floats, x: Floats, w: Weight, bias: Floats | None = None) -> Floats:
+        if bias is not None:
+            residual += bias
         residual += self.linear(x, w)
         return residual
 
-    def rmsnorm_gate_up_swiglu(self, x: Floats, norm: Floats, w: tuple[Weight, Weight], eps: float) -> Floats:
+    def rmsnorm_gate_up_swiglu(self, x: Floats, norm: Floats, w: GateUp, eps: float) -> Floats:
         h = rmsnorm(x, norm, eps)
-        return swiglu(self.linear(h, w[0]), self.linear(h, w[1]))
+        gate, up = (self.linear(h, matrix) for matrix in w.matrices)
+        return swiglu(gate, up, w.biases)
 
     def rmsnorm_head(
         self, x: Floats, norm: Floats, w: Weight, eps: float, n_logits: int, out: Floats | None = None

@@ -151,7 +151,8 @@ class CPURecurrentOps:
         state: CPURecurrentState,
         layer: int,
     ) -> Floats:
-        r, k, v, g = bundle[:4]
+        r, k, v = bundle[:3]
+        g = bundle[3] if len(bundle) > 3 else np.ones_like(r)
         before = state.now["wkv"][layer]
         y, state.coming["wkv"][layer] = wkv5(r, k, v, g, decay, bonus, *norm, config.group_norm_eps, before)
         return y

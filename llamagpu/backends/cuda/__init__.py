@@ -85,8 +85,8 @@ class CUDABackend(CUDARecurrentOps):
         self._qkv_kinds |= {part.matrix.kind for part in stack.parts}
         return stack
 
-    def gate_up(self, gate: Tensor, up: Tensor) -> Stack:
-        return upload_gate_up(self.device, gate, up)
+    def gate_up(self, gate: Tensor, up: Tensor, biases: Sequence[NDArray[Any]] | None = None) -> Stack:
+        return upload_gate_up(self.device, gate, up, biases)
 
     def kv_cache(self, config: ModelConfig, capacity: int, kv_bits: int = 16) -> CUDACache:
         if config.head_dim > LARGEST_HEAD_DIM:
@@ -153,7 +153,7 @@ class CUDABackend(CUDARecurrentOps):
     def normed_rows(self, x: Residual, norm: DeviceArray, eps: float) -> DeviceArray:
         """rmsnorm(x) * norm, float32 [n, padded(width)], by a kernel of its own."""
         y = self.scratch(f"rmsnorm {x.width}", x.n, x.width)
-        launches.add_rmsnorm(self.device, x.x, x.plain(), norm, x.width, eps, x.n, y)
+        launches.add_rmsnorm(self.device, x.x, x.plain(), x.bias, norm, x.width, eps, x.n, y)
         return y
 
     def products(self, x: DeviceArray, n: int, stack: Stack, name: str) -> DeviceArray:
@@ -246,14 +246,14 @@ class CUDABackend(CUDARecurrentOps):
 
         return Coming(n, config.q_dim, write)
 
-    def linear_add(self, residual: Residual, x: Coming, w: DeviceMatrix) -> Residual:
+    def linear_add(self, residual: Residual, x: Coming, w: DeviceMatrix, bias: DeviceArray | None = None) -> Residual:
         n, width = residual.n, residual.width
         if n > FEW_COLUMNS:
             target = self.target("hidden", n, x.width, None)
             x.write(target)
             delta = self.scratch("delta", n, width)
             self.product(target.rows, n, w, delta, width)
-            return Residual(residual.x, n, width, 0, never, lambda: delta)
+            return Residual(residual.x, n, width, 0, never, lambda: delta, bias)
         vectors = self.read("hidden", x, w)
 
         def plain() -> DeviceArray:
@@ -262,21 +262,21 @@ class CUDABackend(CUDARecurrentOps):
             return delta
 
         def write(target: Target) -> None:
-            launches.linear_add(self.device, w, vectors, n, residual.x, target)
+            launches.linear_add(self.device, w, vectors, n, residual.x, target, bias)
 
-        return Residual(residual.x, n, width, launches.n_squares(w), write, plain)
+        return Residual(residual.x, n, width, launches.n_squares(w), write, plain, bias)
 
     def rmsnorm_gate_up_swiglu(self, x: Residual, norm: DeviceArray, w: Stack, eps: float) -> Coming:
         n, hidden = x.n, w.out_features // 2
         if is_fused(n, w):
             matrix = w.parts[0].matrix
             vectors = self.read_normed(x, norm, eps, matrix)
-            return Coming(n, hidden, lambda target: launches.gate_up(self.device, matrix, vectors, n, target))
+            return Coming(n, hidden, lambda target: launches.gate_up(self.device, matrix, vectors, n, target, w.bias))
         both = self.products(self.normed_rows(x, norm, eps), n, w, "gate_up")
 
         def write(target: Target) -> None:
             rows = target.rows if target.rows is not None else self.scratch(f"swiglu {hidden}", n, hidden)
-            launches.swiglu(self.device, both, hidden, n, rows)
+            launches.swiglu(self.device, both, hidden, n, rows, w.bias)
             if target.split is not None:
                 launches.split_bf16(self.device, rows, hidden, n, target.split, target.place)
 

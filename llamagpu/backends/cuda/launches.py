@@ -50,15 +50,16 @@ def add_rmsnorm(
     device: Device,
     x: DeviceArray,
     delta: DeviceArray | None,
+    bias: DeviceArray | None,
     weight: DeviceArray,
     dim: int,
     eps: float,
     n: int,
     y: DeviceArray,
 ) -> None:
-    """x += delta where there is one; y = rmsnorm(x) * weight."""
+    """x += bias + delta where there is a delta; y = rmsnorm(x) * weight. bias: float32 [padded(dim)], None for none."""
     launch = device.kernel("rmsnorm", "add_rmsnorm")
-    launch((n,), (RMSNORM_THREADS,), (x, delta, weight, y, i32(dim), f32(eps)), 0)
+    launch((n,), (RMSNORM_THREADS,), (x, delta, bias, weight, y, i32(dim), f32(eps)), 0)
 
 
 def columns_of(kind: str, n: int) -> int:
@@ -88,19 +89,29 @@ def linear(
     launch(grid, block, (*weights(w), *normed(x), y, *map(i32, sizes)), 0, True)
 
 
-def linear_add(device: Device, w: DeviceMatrix, x: Vectors, n: int, residual: DeviceArray, target: Target) -> None:
-    """residual += x @ w.T; residual * norm to the target, and the squares of the residual."""
+def linear_add(
+    device: Device,
+    w: DeviceMatrix,
+    x: Vectors,
+    n: int,
+    residual: DeviceArray,
+    target: Target,
+    bias: DeviceArray | None = None,
+) -> None:
+    """residual += bias + x @ w.T; residual * norm to the target, and the squares of the residual."""
     columns, grid, block = shape_of(w, n)
-    out = (residual, target.norm, target.rows, target.split, target.place, target.squares)
+    out = (residual, bias, target.norm, target.rows, target.split, target.place, target.squares)
     sizes = (w.in_features, w.out_features, n)
     launch = device.kernel("linear", f"linear_add<{w.kind}, {columns}>")
     launch(grid, block, (*weights(w), x.data, *out, *map(i32, sizes)), 0, True)
 
 
-def gate_up(device: Device, w: DeviceMatrix, x: Vectors, n: int, target: Target) -> None:
-    """silu(gate) * up to the target, where outputs 2o and 2o + 1 of norm(x) @ w.T are those of row o of gate and up."""
+def gate_up(
+    device: Device, w: DeviceMatrix, x: Vectors, n: int, target: Target, bias: DeviceArray | None = None
+) -> None:
+    """silu(gate) * up to the target: outputs 2o, 2o + 1 of norm(x) @ w.T + bias are those of row o of gate and up."""
     columns, grid, block = shape_of(w, n)
-    out = (target.rows, target.split, target.place)
+    out = (bias, target.rows, target.split, target.place)
     sizes = (w.in_features, w.out_features // 2, n)
     launch = device.kernel("gate_up", f"gate_up<{w.kind}, {columns}>")
     launch(grid, block, (*weights(w), *normed(x), *out, *map(i32, sizes)), 0, True)
@@ -206,10 +217,12 @@ def rope_append(
     launch((-(-n_heads // ROPE_HEADS), n), (ROPE_HEADS * 32,), args, 0, True)
 
 
-def swiglu(device: Device, gate_up: DeviceArray, width: int, n: int, y: DeviceArray) -> None:
-    """y = silu(gate) * up; gate_up float32 [n, padded(2 * width)] has them in turn."""
+def swiglu(
+    device: Device, gate_up: DeviceArray, width: int, n: int, y: DeviceArray, bias: DeviceArray | None = None
+) -> None:
+    """y = silu(gate) * up; gate_up float32 [n, padded(2 * width)] has them in turn, as the bias [2 * width]."""
     grid = (-(-width // SWIGLU_THREADS), n)
-    device.kernel("swiglu", "swiglu")(grid, (SWIGLU_THREADS,), (gate_up, y, i32(width)), 0)
+    device.kernel("swiglu", "swiglu")(grid, (SWIGLU_THREADS,), (gate_up, bias, y, i32(width)), 0)
 
 
 def attention_rows(n: int, config: ModelConfig) -> int:

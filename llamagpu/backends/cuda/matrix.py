@@ -215,13 +215,15 @@ def upload_qkv(
     return Stack(tuple(parts), len(order), bias, q_and_k)
 
 
-def upload_gate_up(device: Device, gate: Tensor, up: Tensor) -> Stack:
-    """Rows of gate and up in turn."""
+def upload_gate_up(device: Device, gate: Tensor, up: Tensor, biases: Sequence[NDArray[Any]] | None = None) -> Stack:
+    """Rows of gate and up in turn, and their biases likewise."""
     hidden = gate.shape[0]
+    bias = None if biases is None else device.upload(np.stack(biases, axis=1).astype(np.float32).reshape(-1))
     together = join([stored(gate), stored(up)], np.arange(2 * hidden).reshape(2, -1).T.reshape(-1))
     if together is not None:
-        return Stack((Part(upload(device, together), 0, 1),), 2 * hidden)
-    return Stack(tuple(Part(upload_matrix(device, w), first, 2) for first, w in enumerate((gate, up))), 2 * hidden)
+        return Stack((Part(upload(device, together), 0, 1),), 2 * hidden, bias)
+    parts = tuple(Part(upload_matrix(device, w), first, 2) for first, w in enumerate((gate, up)))
+    return Stack(parts, 2 * hidden, bias)
 
 
 def upload_vector(device: Device, tensor: NDArray[np.float32] | NDArray[np.float16]) -> DeviceArray:

@@ -196,7 +196,8 @@ class CUDARecurrentOps:
         layer: int,
     ) -> Coming:
         n, wkv = bundle.n, state.wkv[layer]
-        r, k, v, g = (bundle[i] for i in range(4))
+        r, k, v = (bundle[i] for i in range(3))
+        g = bundle[3] if state.ones is None else state.ones[:n]
         decay_step = decay.shape[1] if len(decay.shape) == 2 else 0
         sizes = (n, config.n_heads, config.head_dim, config.group_norm_eps)
         args = (r, k, v, g, decay, decay_step, bonus, norm, *sizes, wkv, wkv.shape[1], state.position)

@@ -27,6 +27,7 @@ class CUDARecurrentState:
     shifts: float32 [n_layers, 2, SLOTS, padded(dim)]; wkv: float32 [n_layers, SLOTS, numbers of a layer]. position:
     int32 [1], the number of the call, as kernels see it (see ``position_of``); ``length`` is the host's count of
     tokens. tokens: int32 [MAX_PROMPT_CHUNK], those of a call; the first is where the sampler puts the next one.
+    ones: the gate of RWKV-5.0, which has none, for as many tokens.
     """
 
     room = None
@@ -40,6 +41,9 @@ class CUDARecurrentState:
         self.wkv: DeviceArray = device.upload(np.repeat(empty, SLOTS, axis=1))
         self.position = device.zeros((1,), np.int32)
         self.tokens = device.zeros((MAX_PROMPT_CHUNK,), np.int32)
+        self.ones: DeviceArray | None = None
+        if config.architecture == "rwkv5.0":
+            self.ones = device.upload(np.ones((MAX_PROMPT_CHUNK, padded(config.dim)), np.float32))
 
     @property
     def length(self) -> int:

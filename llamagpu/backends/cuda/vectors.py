@@ -57,7 +57,7 @@ class Residual:
     """The residual stream x [n, padded(width)], and what is yet to be launched to complete it.
 
     write: launches that, for a reader behind a norm; n_squares: how many sums of squares it leaves per vector. plain:
-    launches it, for anybody: returns what is still to be added to x (or None).
+    launches it, for anybody: returns what is still to be added to x (or None), and ``bias`` with it where there is one.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Residual:
         n_squares: int,
         write: Callable[[Target], None],
         plain: Callable[[], DeviceArray | None],
+        bias: DeviceArray | None = None,
     ) -> None:
         self.x, self.n, self.width = x, n, width
-        self.n_squares, self.write, self.plain = n_squares, write, plain
+        self.n_squares, self.write, self.plain, self.bias = n_squares, write, plain, bias
