@@ -8,17 +8,18 @@ said, the session goes back to the last token that still fits, or begins again w
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
-from llamagpu.chat_templates import Message, Template, end_ids, guarded
+from llamagpu.chat_templates import Message, Template, guarded
+from llamagpu.chat_text import new_guard, render
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.session_file import REMEDY
 from llamagpu.generation import PROMPT_CHUNK, Answer
 from llamagpu.sampling import SamplingParams
 from llamagpu.session import Session
 from llamagpu.tokenizers import StreamDecoder
+from llamagpu.tokenizers.special_tokens import written_ends
 
 ROLES = ("system", "user", "assistant")
 
@@ -42,14 +43,15 @@ class Chat:
         self.session, self.template, self.system = session, template, system
         self.params, self.max_tokens = params or SamplingParams(), max_tokens
         self.stop = (*template.stops, *stop)
-        self.end_ids = end_ids(template, session.llm.tokenizer)
+        self.end_ids = list(written_ends(session.llm.tokenizer, template.source))
         self.ends: set[int] | None = None
         if ignore_eos:
             self.ends = set()
         elif session.llm.quirks.ends is not None:  # programs whose texts have other ends end their answers so
             self.ends = {token for token in (*self.end_ids, session.llm.tokenizer.eos_id) if token is not None}
         self.answer: Answer | None = None
-        self.guard = f"\ufdd0{secrets.token_hex(4)}\ufdd1"  # not to be guessed by what is to be guarded
+        self.guard = new_guard()
+        self._told: set[str] = set()  # notices that are given once
         self.begin()
 
     def begin(self) -> None:
@@ -124,8 +126,7 @@ class Chat:
     def _read(self, messages: Sequence[Message], notice: Callable[[str], None]) -> None:
         """Give the session the tokens that it does not have yet."""
         session, tokenizer = self.session, self.session.llm.tokenizer
-        safe = [{**message, "content": guarded(message["content"], tokenizer, self.guard)} for message in messages]
-        rendered = self.template.render(safe)
+        rendered = render(self.template, messages, tokenizer, self.guard, lambda line: self._tell(line, notice))
         if self._rendered:
             more = rest_of(rendered, self._rendered, self._said, self._ended)
             if more is not None:
@@ -149,6 +150,11 @@ class Chat:
     def _as_read(self, ids: list[int]) -> list[int]:
         """What is to be answered, as it is read."""
         return [*ids, *ids[-1:]] if self.session.llm.quirks.repeats_last_prompt_token else ids
+
+    def _tell(self, line: str, notice: Callable[[str], None]) -> None:
+        if line not in self._told:
+            notice(line)
+        self._told.add(line)
 
     def _replace(self, ids: Sequence[int]) -> int:
         """Put another conversation after what stands before it; how many tokens of the session were kept."""

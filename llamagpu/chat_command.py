@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from llamagpu.chat import Chat, template_of
-from llamagpu.chat_templates import choose_template
+from llamagpu.chat_templates import NONE, choose_template, read_template_args
 from llamagpu.commands import about_faithful, say_sampling
 from llamagpu.devices import peak_memory_bytes
 from llamagpu.errors import ContextFullError, LlamaGPUError, TemplateError, UsageError, printable
@@ -36,6 +37,7 @@ def chat(
     device: str = "auto",
     system: str | None = None,
     template: str = "auto",
+    template_args: str | None = None,
     document: str | None = None,
     memory: str | None = None,
     memory_format: str = "auto",
@@ -66,6 +68,7 @@ def chat(
         device: auto, cuda, cuda:N or cpu. auto says which it takes, and why.
         system: What the model is told before the conversation.
         template: auto, model (its own), llama2 or plain: how the conversation is written for the model.
+        template_args: A JSON object of what the model's template may ask for, such as {"enable_thinking": false}.
         document: Let the model read this file first.
         memory: Go on from this file where it exists, and save in it after every turn and at the end.
         memory_format: auto (what FILE is, and llamagpu if it is new), llamagpu, or llama2rnn: that program's files.
@@ -93,6 +96,7 @@ def chat(
         temperature, top_k, top_p, min_p, repetition_penalty, seed, sampler_order
     )  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
+    values = read_template_args(template_args)
     memory_file = Memory.held(memory, memory_format) if memory is not None else None
     text = read_text_file(document, f"--document {document}") if document is not None else None
     bars: dict[str, ProgressBar] = {}
@@ -105,7 +109,7 @@ def chat(
     if memory_file is not None:
         memory_file.check(llm)
     sampling = replace(llm.default_sampling, **asked)
-    room = Room(llm, template, system, sampling, max_tokens, stop or [], tell_time, memory_file, ignore_eos)
+    room = Room(llm, template, system, sampling, max_tokens, stop or [], tell_time, memory_file, ignore_eos, values)
     for bar in bars.values():
         bar.close()
     for note in llm.notes:
@@ -130,11 +134,12 @@ class Room:
 
     def __init__(
         self, llm: LLM, template: str, system: str | None, params: SamplingParams, max_tokens: int, stop: list[str],
-        tell_time: bool, memory: Memory | None, ignore_eos: bool = False,
+        tell_time: bool, memory: Memory | None, ignore_eos: bool = False, template_args: Mapping[str, Any] = NONE,
     ) -> None:  # fmt: skip
         self.llm, self.template, self.system = llm, template, system
         self.params, self.max_tokens, self.stop = params, max_tokens, stop
         self.tell_time, self.memory, self.ignore_eos = tell_time, memory, ignore_eos
+        self.template_args = template_args
         self.is_terminal = sys.stdin.isatty()
         self.ending = Interrupt(*ENDING)  # of the whole chat, where there is something to save
         self.commands: dict[str, Callable[[str], None]] = {
@@ -156,7 +161,8 @@ class Room:
     def begin(self, session: Session, conversation: str, path: Path) -> None:
         """Go on with a conversation as ``Chat.to_json`` wrote it; empty: none yet. Raises LlamaGPUError."""
         name, known = self.template, template_of(conversation)
-        template, why = choose_template(known if name == "auto" and known is not None else name, self.llm)
+        wanted = known if name == "auto" and known is not None else name
+        template, why = choose_template(wanted, self.llm, self.template_args)
         if name == "auto" and known is not None:
             why = "as in the memory"
         seed = session.seed if self.params.seed is None else self.params.seed  # 0 is a seed like any other

@@ -23,11 +23,48 @@ Tensor = NDArray[Any] | Int8Matrix | AffineQuant | RandomMatrix | Deferred
 
 
 @dataclass(frozen=True)
+class AddedToken:
+    """A token beside a trained vocabulary. special: it is a control token; others are text that is cut out of a text
+    before all else. lstrip, rstrip: it takes the spaces before it, or after it, along."""
+
+    text: str
+    special: bool = True
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+    single_word: bool = False
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """What the files around a tokenizer say of its special tokens; tokenizers/special_tokens.py decides what follows.
+
+    names: texts by the names that chat templates have for them, such as bos_token; None where a file says that there
+    is none. more: control tokens without a name. ids: tokens by the same names, of files that give ids. added: tokens
+    beside the trained vocabulary, by id. add_bos, add_eos: whether a plain text begins, or ends, with them; None where
+    no file says so. legacy: whether a SentencePiece text begins anew, with a space, after each control token.
+    """
+
+    names: Mapping[str, str | None] = field(default_factory=dict)
+    more: tuple[str, ...] = ()
+    ids: Mapping[str, int] = field(default_factory=dict)
+    added: Mapping[int, AddedToken] = field(default_factory=dict)
+    add_bos: bool | None = None
+    add_eos: bool | None = None
+    tokenizer_class: str = ""
+    legacy: bool | None = None
+
+
+@dataclass(frozen=True)
 class TokenizerSpec:
-    """A tokenizer as a file holds it. kind: a name of llamagpu/tokenizers/__init__.py, such as "sentencepiece"."""
+    """A tokenizer as a file holds it. kind: a name of llamagpu/tokenizers/__init__.py, such as "sentencepiece".
+
+    facts: of the files around it; None where there are none.
+    """
 
     kind: str
     data: bytes
+    facts: TokenFacts | None = None
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,21 @@ import numpy as np
 
 from llamagpu import __version__
 from llamagpu.backends.cuda.kernels import kernel_folder
+from llamagpu.chat_templates import read_template_args
+from llamagpu.chat_text import read_messages
 from llamagpu.devices import choose_device, cpu_description, peak_memory_bytes, why_no_gpu
 from llamagpu.errors import LlamaGPUError, UsageError, printable
-from llamagpu.formats import is_model, open_checkpoint
+from llamagpu.formats import open_checkpoint
 from llamagpu.generation import MAX_TOKENS, Answer
 from llamagpu.gpu_driver import count_gpus
 from llamagpu.llm import DEMO, LLM, find_tokenizer, load, model_path
 from llamagpu.memory import Memory
 from llamagpu.model_info import rows_of
+from llamagpu.model_text import open_text
 from llamagpu.models.window import window_and_sinks
 from llamagpu.sampling import SamplingParams, asked_for, check_whole
 from llamagpu.terminal import ENDING, Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, write_text
 from llamagpu.text_files import read_text_file
-from llamagpu.tokenizers import open_spec, read_spec
 
 DEMO_PROMPT = "Once upon a time"
 
@@ -52,6 +54,7 @@ def run(
     window: int | None = None,
     sinks: int | None = None,
     memory_update: str = "chunk",
+    special: bool = False,
     echo: bool = False,
     faithful: bool = False,
     memory: str | None = None,
@@ -81,6 +84,7 @@ def run(
         window: Keep the first few and the last so many tokens alone: the text has no end, and the rest is forgotten.
         sinks: With --window, how many of the first tokens are kept. By default 4.
         memory_update: Of a model with a memory: renew it after each chunk, as it was trained, or after each token.
+        special: Read control tokens that are written in the prompt. Otherwise they are text as any other.
         echo: Print the prompt on stdout too. (A terminal shows it in any case.)
         faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
         memory: Go on from this file where it exists, and save in it at the end.
@@ -119,10 +123,10 @@ def run(
     generation: Answer
     if kept is None:
         options = asdict(sampling)
-        options |= {"on_prompt_tokens": on_prompt_tokens, "ignore_eos": ignore_eos}
+        options |= {"on_prompt_tokens": on_prompt_tokens, "ignore_eos": ignore_eos, "special": special}
         generation = llm.generate(text, max_tokens, stop=stop or [], **options)
     else:
-        session = kept.go_on(llm, text)
+        session = kept.go_on(llm, text, special)
         sampling = replace(sampling, seed=session.seed if seed is None else seed)
         at_start = session.begins or (not goes_on and not text)
         generation = Answer(
@@ -131,6 +135,9 @@ def run(
     progress.total = len(generation.prompt_tokens)
     for note in llm.notes:
         say(printable(note))
+    typed = None if special else llm.tokenizer.find_control(text)
+    if typed is not None:
+        say(f"the prompt holds {printable(typed)}, which is read as text and not as a control token: see --special")
     n_given = generation.session.length
     if llm.most_seen is not None and n_given > llm.most_seen:
         say(f"only the last {llm.most_seen} of {n_given} tokens are seen, as this model does")
@@ -244,25 +251,47 @@ def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None
         print(f"{name:<13} {value}")
 
 
-def tokenize(model: str, text: str, *, tokenizer: str | None = None, bos: bool = True, pieces: bool = False) -> None:
-    """Show the token ids of a text, on one line.
+def tokenize(
+    model: str,
+    text: str | None = None,
+    *,
+    tokenizer: str | None = None,
+    bos: bool = True,
+    special: bool = False,
+    pieces: bool = False,
+    messages: str | None = None,
+    template: str = "auto",
+    template_args: str | None = None,
+) -> None:
+    """Show the token ids of a text, or of a conversation, on one line.
 
     Args:
-        model: A model file or folder, demo, or a tokenizer file.
+        model: A model file or folder, demo, a tokenizer file, or a folder that holds one.
         text: The text.
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         bos: Begin with the model's start token, as run does.
+        special: Read control tokens that are written in the text.
         pieces: One token a line: its id and its bytes.
+        messages: Instead of a text: a JSON file with a list of messages, as chat would read them; - is standard input.
+        template: With --messages: auto, model (its own), llama2 or plain.
+        template_args: With --messages: a JSON object of what the model's template may ask for.
     """
-    path = model_path(model)
-    if tokenizer is None and path.is_file() and not is_model(path):
-        opened = open_spec(read_spec(path), path)
+    if text is None and messages is None:
+        raise UsageError("TEXT is missing: give one, or --messages FILE")
+    if text is not None and messages is not None:
+        raise UsageError("give a TEXT or --messages FILE, not both")
+    if messages is None and (template != "auto" or template_args is not None):
+        raise UsageError("--template and --template_args are for --messages")
+    said = read_messages(messages) if messages is not None else []
+    values = read_template_args(template_args)
+    opened = open_text(model, tokenizer)
+    if text is None:
+        ids = opened.chat_ids(said, values, template, say)
     else:
-        opened = find_tokenizer(open_checkpoint(path), tokenizer)[1]
-    ids = opened.encode(text, add_bos=bos)
+        ids = opened.tokenizer.encode(text, add_bos=bos, special=special)
     if pieces:
         for token in ids:
-            print(f"{token}\t{opened.token_bytes(token).decode('utf-8', 'backslashreplace')!r}")
+            print(f"{token}\t{opened.tokenizer.token_bytes(token).decode('utf-8', 'backslashreplace')!r}")
     else:
         print(*ids)
 

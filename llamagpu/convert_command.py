@@ -29,7 +29,7 @@ from llamagpu.quantize import Recipe, check_floats, output_bytes, quantised
 from llamagpu.sampling import check_whole
 from llamagpu.terminal import ENDING, ProgressBar, count_tokens, handled, human_bytes, say, say_removed
 from llamagpu.text_files import read_text_file
-from llamagpu.tokenizers import Tokenizer
+from llamagpu.tokenizers import Tokenizer, special_tokens
 
 METHODS = ("none", "q8", "q4", "gptq")
 FORMATS = ("llamagpu", "huggingface")
@@ -104,9 +104,9 @@ def convert(
 
     with terminable():
         if as_folder:
-            ids = (opened.bos_id, opened.eos_id) if opened else (None, None)
+            ids = special_tokens.named_ids(opened) if opened else (None, None)
             with atomic_folder(path) as folder:
-                huggingface_writer.write_folder(folder, plan, ids, on_progress)
+                huggingface_writer.write_folder(folder, plan, ids, on_progress, tokenizer=opened)
         else:
             native.write(path, plan, on_progress)
     bar.close()
@@ -201,7 +201,7 @@ def as_in_folder(checkpoint: Checkpoint) -> Checkpoint:
     if spec is not None and spec.kind == "gguf":
         from llamagpu.tokenizers.gguf import rebuilt
 
-        return replace(checkpoint, tokenizer=rebuilt(spec.data, checkpoint.path))
+        return replace(checkpoint, tokenizer=replace(rebuilt(spec.data, checkpoint.path), facts=spec.facts))
     if spec is not None and spec.kind not in ("huggingface", "sentencepiece"):
         note = f"a tokenizer of kind {spec.kind} has no file in a Hugging Face folder: --tokenizer FILE will be needed"
         return replace(checkpoint, tokenizer=None, notes=(*checkpoint.notes, note))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from llamagpu.errors import UsageError
 from llamagpu.sampling import SamplingParams, check_whole
 from llamagpu.session import Session, positions
-from llamagpu.tokenizers import StreamDecoder
+from llamagpu.tokenizers import StreamDecoder, special_tokens
 
 if TYPE_CHECKING:
     from llamagpu.llm import LLM
@@ -54,8 +54,7 @@ class Answer:
         self.session, self.max_tokens, self.stop = session, max_tokens, tuple(stop)
         self.params = params.with_seed()
         self.on_prompt_tokens, self.at_start = on_prompt_tokens, at_start
-        # llama2.c's models open the next story with BOS
-        own = {llm.tokenizer.bos_id, llm.tokenizer.eos_id, *llm.tokenizer.stop_ids, *llm.checkpoint.stop_tokens}
+        own = special_tokens.end_ids(llm.tokenizer, llm.checkpoint.stop_tokens)
         self.end_ids = {*own, *end_ids} if ends is None else set(ends)
         self.prompt_tokens = session.pending
         self.tokens: list[int] = []
@@ -157,10 +156,11 @@ class Generation(Answer):
         stop: Sequence[str],
         on_prompt_tokens: Callable[[int], None],
         ignore_eos: bool = False,
+        special: bool = False,
     ) -> None:
         check_answer(max_tokens, stop)
         self.llm, self.prompt = llm, prompt
-        tokens = llm.encode_prompt(prompt)
+        tokens = llm.encode_prompt(prompt, special)
         if not tokens:
             raise UsageError("the prompt is empty and this model has no start token: give a prompt")
         n_prompt = len(tokens)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.backends.protocol import Backend
+from llamagpu.chat_templates import NONE, choose_template
+from llamagpu.chat_text import chat_ids
 from llamagpu.checkpoint import Checkpoint, Quirks, TokenizerSpec
 from llamagpu.config import MICRO_RWKV, ModelConfig
 from llamagpu.devices import OnWork, choose_device
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import open_checkpoint
+from llamagpu.formats.token_facts import facts_beside
 from llamagpu.generation import PROMPT_CHUNK, Generation
 from llamagpu.models import MEMORY_UPDATES, StateOptions, check_recurrent, load_model, notes_of
 from llamagpu.models.window import DEFAULT_SINKS, check_window
@@ -61,8 +65,12 @@ def find_tokenizer(checkpoint: Checkpoint, path: str | Path | None) -> tuple[Tok
                 f"{checkpoint.path} holds no tokenizer, and none beside it has its {vocab_size} tokens"
                 f" ({', '.join(names_beside(vocab_size))}): give one with --tokenizer FILE"
             )
-        return found
-    spec = read_spec(path) if path is not None else checkpoint.tokenizer
+        facts = facts_beside(found[2])
+        if facts is None:
+            return found
+        described = replace(found[0], facts=facts)
+        return described, open_spec(described, found[2]), found[2]
+    spec = replace(read_spec(path), facts=facts_beside(Path(path))) if path is not None else checkpoint.tokenizer
     assert spec is not None
     place = Path(path) if path is not None else checkpoint.path
     tokenizer = open_spec(spec, place)
@@ -204,22 +212,24 @@ class LLM:
         on_prompt_tokens: Callable[[int], None] = lambda n: None,
         ignore_eos: bool = False,
         sampler_order: str | None = None,
+        special: bool = False,
     ) -> Generation:
         """Continue ``prompt``: iterate over the result for text as it is made (see SamplingParams for the numbers, and
         ``default_sampling`` for what is not given).
 
         stop: texts before which to end. on_prompt_tokens: called with the size of each chunk of the prompt once it is
-        read. ignore_eos: go on past the tokens that end a text, until a stop text comes or max_tokens are made. The
-        prompt must fit the context: it is never cut (a micro_rwkv looks at its last ``most_seen`` tokens).
+        read. ignore_eos: go on past the tokens that end a text, until a stop text comes or max_tokens are made.
+        special: the texts of control tokens in the prompt become those; else they are text. The prompt must fit the
+        context: it is never cut (a micro_rwkv looks at its last ``most_seen`` tokens).
         Raises UsageError for values out of range.
         """
         asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed, sampler_order)
         params = replace(self.default_sampling, **asked)
-        return Generation(self, prompt, max_tokens, params, stop, on_prompt_tokens, ignore_eos)
+        return Generation(self, prompt, max_tokens, params, stop, on_prompt_tokens, ignore_eos, special)
 
-    def encode_prompt(self, prompt: str) -> list[int]:
-        """Ids of a text that is continued, as they are run."""
-        tokens = self.tokenizer.encode(prompt, add_bos=self.quirks.adds_bos)
+    def encode_prompt(self, prompt: str, special: bool = False) -> list[int]:
+        """Ids of a text that is continued, as they are run. special: as ``generate`` has it."""
+        tokens = self.tokenizer.encode(prompt, add_bos=self.quirks.adds_bos, special=special)
         if not prompt and self.quirks.greedy_tokenizer:
             tokens += self.tokenizer.encode_text("")  # the space that every prompt of rllama begins with
         return [*tokens, *tokens[-1:]] if self.quirks.repeats_last_prompt_token else tokens
@@ -230,6 +240,23 @@ class LLM:
             return set() if ignore_eos else None
         named = {"bos": self.tokenizer.bos_id, "eos": self.tokenizer.eos_id}
         return {token for name in self.quirks.ends if (token := named[name]) is not None}
+
+    def chat_ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        template_args: Mapping[str, Any] = NONE,
+        template: str = "auto",
+        notice: Callable[[str], None] = warnings.warn,
+    ) -> list[int]:
+        """The ids that the model would read of a conversation, with what asks for its answer.
+
+        messages: objects with role (system, user, assistant, or what the model's template knows) and content. What
+        they say never becomes a control token. template_args: more of what the model's template may ask for, such as
+        {"enable_thinking": False}. template: auto, model, llama2 or plain. notice: told in one line what a user should
+        know. Raises UsageError for what the template does not take.
+        """
+        chosen, _ = choose_template(template, self, template_args)
+        return chat_ids(messages, chosen, self.tokenizer, notice)
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Raw logits after each token, from an empty state: float32 [len(ids), vocab_size]."""

@@ -144,7 +144,7 @@ class Memory:
         self._fingerprint = self._fingerprint or fingerprint(llm.checkpoint)
         return self._fingerprint
 
-    def go_on(self, llm: LLM, prompt: str) -> Session:
+    def go_on(self, llm: LLM, prompt: str, special: bool = False) -> Session:
         """For ``run``: the text of the file, where it is there, and the prompt after it. Raises LlamaGPUError."""
         self.check(llm)
         if self.exists():
@@ -153,13 +153,13 @@ class Memory:
                 raise UsageError(f"{self.path} is the memory of a chat: llamagpu chat --memory goes on with it")
             before = length_of(session)
             if session.length:
-                session.add(llm.tokenizer.encode_more(prompt))
+                session.add(llm.tokenizer.encode_more(prompt, special))
             else:  # it was saved before anything was said
-                session.add(llm.encode_prompt(prompt))
+                session.add(llm.encode_prompt(prompt, special))
             say(f"went on from {self.path}: {before}")
         else:
             session = Session(llm)
-            session.add(llm.encode_prompt(prompt))
+            session.add(llm.encode_prompt(prompt, special))
         if not session.pending:
             why = "the last token is not known" if session.n_unknown else "the text has come to its end"
             raise UsageError(f"there is nothing to begin with, since {why}: give a prompt")

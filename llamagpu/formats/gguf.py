@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from llamagpu.checkpoint import Checkpoint, Tensor, TokenizerSpec, check_tensors
+from llamagpu.checkpoint import Checkpoint, Tensor, TokenFacts, TokenizerSpec, check_tensors
 from llamagpu.config import LARGEST, ModelConfig
 from llamagpu.errors import printable
 from llamagpu.formats import gguf_rwkv
@@ -54,6 +54,10 @@ NEUTRAL: dict[str, float] = {
 OTHER_MODEL = "this version runs dense models of llama, qwen2 and qwen3, and rwkv6 and rwkv7: get another file"
 STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 VOCABULARY = "tokenizer.ggml."
+# By the names that chat templates have for them.
+SPECIAL_KEYS = {
+    "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "sep_token": "seperator", "pad_token": "padding",
+}  # fmt: skip  # a separator is spelt so in the files
 MAX_VOCABULARY_BYTES = 1 << 28
 
 
@@ -230,7 +234,20 @@ def read_tokenizer(header: Header) -> TokenizerSpec | None:
     n_bytes = sum(entry.end - entry.key_start for key, entry in header.entries.items() if key.startswith(VOCABULARY))
     if n_bytes > MAX_VOCABULARY_BYTES:
         raise header.refuse(f"{VOCABULARY}tokens", f"and its kin take {n_bytes} bytes, more than any vocabulary")
-    return TokenizerSpec("gguf", header.only_keys(VOCABULARY))
+    return TokenizerSpec("gguf", header.only_keys(VOCABULARY), read_facts(header))
+
+
+def read_facts(header: Header) -> TokenFacts:
+    """Special tokens by their ids; llama.cpp writes 2^32 - 1 where there is none."""
+    ids = {name: header.whole(f"{VOCABULARY}{key}_token_id", -1) for name, key in SPECIAL_KEYS.items()}
+    n = header.n_elements(f"{VOCABULARY}tokens")
+    flags = [
+        header.flag(f"{VOCABULARY}{name}", False) if f"{VOCABULARY}{name}" in header.entries else None
+        for name in ("add_bos_token", "add_eos_token")
+    ]
+    return TokenFacts(
+        ids={name: token for name, token in ids.items() if 0 <= token < n}, add_bos=flags[0], add_eos=flags[1]
+    )
 
 
 def notes_of_vocabulary(header: Header) -> tuple[str, ...]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from llamagpu.checkpoint import Checkpoint
+from llamagpu.checkpoint import Checkpoint, TokenFacts
 from llamagpu.config import ModelConfig
 from llamagpu.errors import UsageError
+from llamagpu.formats.token_facts import values_of
 from llamagpu.rope_scaling import yarn_factors
+from llamagpu.tokenizers.base import Tokenizer
 
 SpecialIds = tuple[int | None, int | None]  # BOS and EOS
 
@@ -27,6 +30,7 @@ TOKENIZER_FILES = {
     "huggingface": ("tokenizer.json", "PreTrainedTokenizerFast"),
     "sentencepiece": ("tokenizer.model", "LlamaTokenizer"),
 }
+NEWEST_CLASS = "TokenizersBackend"  # which transformers 4 does not know; it is PreTrainedTokenizerFast by a new name
 
 
 def config_json(checkpoint: Checkpoint, special_ids: SpecialIds) -> dict[str, Any]:
@@ -130,14 +134,33 @@ def generation_json(checkpoint: Checkpoint, special_ids: SpecialIds) -> dict[str
     return ids(checkpoint, special_ids) | sampling
 
 
-def tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """Name to content. Empty for kinds that Hugging Face's tools do not read."""
-    files, about = {}, {}
-    if checkpoint.tokenizer is not None and checkpoint.tokenizer.kind in TOKENIZER_FILES:
-        name, about["tokenizer_class"] = TOKENIZER_FILES[checkpoint.tokenizer.kind]
-        files[name] = checkpoint.tokenizer.data
+def tokenizer_files(checkpoint: Checkpoint, tokenizer: Tokenizer | None = None) -> dict[str, bytes]:
+    """Name to content. Empty for kinds that Hugging Face's tools do not read. tokenizer: the checkpoint's, opened."""
+    files: dict[str, bytes] = {}
+    about: dict[str, Any] = {}
+    spec = checkpoint.tokenizer
+    if spec is not None and spec.kind in TOKENIZER_FILES:
+        name, kind = TOKENIZER_FILES[spec.kind]
+        files[name] = spec.data
+        about = values_of(told(spec.facts or TokenFacts(), tokenizer, kind))
     if checkpoint.chat_template is not None:
         about["chat_template"] = checkpoint.chat_template
+        files["chat_template.jinja"] = checkpoint.chat_template.encode()
     if about:
         files["tokenizer_config.json"] = json.dumps(about, indent=2, ensure_ascii=False).encode()
     return files
+
+
+def told(facts: TokenFacts, tokenizer: Tokenizer | None, kind: str) -> TokenFacts:
+    """What the source says, with the texts of tokens that it gives by their ids, and all that goes without saying in
+    llamagpu. kind: the class of transformers, where the source names none."""
+    named = facts.tokenizer_class
+    facts = replace(facts, ids={}, tokenizer_class=kind if named in ("", NEWEST_CLASS) else named)
+    if tokenizer is None:
+        return facts
+    names = {name: text for name, text in tokenizer.names.items() if isinstance(text, str)} if not facts.names else {}
+    add_bos = facts.add_bos
+    if not tokenizer.says_bos:
+        add_bos = tokenizer.bos_id is not None  # a class would add it
+    legacy = tokenizer.begins_anew if not tokenizer.says_bos and facts.legacy is None else facts.legacy
+    return replace(facts, names={**facts.names, **names}, add_bos=add_bos, legacy=legacy)

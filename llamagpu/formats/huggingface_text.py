@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llamagpu.checkpoint import TokenizerSpec
+from llamagpu.checkpoint import TokenFacts, TokenizerSpec
+from llamagpu.config import LARGEST
 from llamagpu.errors import ModelFormatError, UsageError
-from llamagpu.formats.json_file import read_json_object, read_text
+from llamagpu.formats.json_file import read_text
 from llamagpu.formats.mapped_file import check_readable
+from llamagpu.formats.token_facts import TOKENIZER_CONFIG, facts_of_folder, read_optional
 from llamagpu.sampling import SamplingParams
 
 MAX_TOKENIZER_BYTES = 1 << 26  # the largest that are known are half as large
@@ -29,47 +31,26 @@ class TextSettings:
     notes: tuple[str, ...]
 
 
-def read_text_settings(folder: Path, config: dict[str, Any], vocab_size: int) -> TextSettings:
-    """``config``: what config.json holds. All files are optional. Raises ModelFormatError for damaged ones."""
+def read_text_settings(folder: Path, config: dict[str, Any], vocab_size: int | None) -> TextSettings:
+    """``config``: what config.json holds. All files are optional. vocab_size: None where it is not known.
+
+    Raises ModelFormatError for damaged files.
+    """
     generation = read_optional(folder / "generation_config.json")
-    tokenizer_config = read_optional(folder / "tokenizer_config.json")
-    added = read_added_tokens(folder, tokenizer_config)
+    tokenizer_config = read_optional(folder / TOKENIZER_CONFIG)
+    facts = facts_of_folder(folder, tokenizer_config)
     ends: list[int] = []
     for path, values in (("generation_config.json", generation), ("config.json", config)):
         ends += read_end_ids(folder / path, values)
-    ends += [token for token, text in added.items() if text == token_text(tokenizer_config.get("eos_token"))]
-    stop_tokens = tuple(dict.fromkeys(token for token in ends if 0 <= token < vocab_size))  # others never come
-    tokenizer, notes = read_tokenizer(folder, tokenizer_config, added)
+    if facts is not None:
+        ends += [token for token, about in facts.added.items() if about.text == facts.names.get("eos_token")]
+    stop_tokens = tuple(dict.fromkeys(token for token in ends if 0 <= token < (vocab_size or LARGEST["vocab_size"])))
+    notes: tuple[str, ...] = ()
+    if facts is not None and facts.add_eos:
+        notes = ("tokenizer_config.json asks for an end token after each text; llamagpu adds none",)
     template = read_chat_template(folder, tokenizer_config)
+    tokenizer = read_tokenizer(folder, facts)
     return TextSettings(tokenizer, stop_tokens, template, read_sampling(generation), notes)
-
-
-def read_optional(path: Path) -> dict[str, Any]:
-    return read_json_object(path) if path.exists() else {}
-
-
-def token_text(value: Any) -> str | None:
-    """A token in a tokenizer_config.json is a text, or an object with one."""
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else None
-
-
-def read_added_tokens(folder: Path, tokenizer_config: dict[str, Any]) -> dict[int, str]:
-    """Tokens that were put beside the trained vocabulary, by id. Raises ModelFormatError."""
-    added: dict[int, str] = {}
-    decoder = tokenizer_config.get("added_tokens_decoder")
-    for key, value in (decoder if isinstance(decoder, dict) else {}).items():
-        text = token_text(value)
-        if text is None or not key.isascii() or not key.isdigit() or len(key) > 9:
-            path = folder / "tokenizer_config.json"
-            raise ModelFormatError(path, "added_tokens_decoder", "must give texts by token ids", DAMAGED)
-        added[int(key)] = text
-    if not added:
-        for text, token in read_optional(folder / "added_tokens.json").items():
-            if type(token) is not int:
-                raise ModelFormatError(folder / "added_tokens.json", text[:80], "must be a token id", DAMAGED)
-            added[token] = text
-    return added
 
 
 def read_end_ids(path: Path, values: dict[str, Any]) -> list[int]:
@@ -81,27 +62,19 @@ def read_end_ids(path: Path, values: dict[str, Any]) -> list[int]:
     return ids
 
 
-def read_tokenizer(
-    folder: Path, tokenizer_config: dict[str, Any], added: dict[int, str]
-) -> tuple[TokenizerSpec | None, tuple[str, ...]]:
-    """tokenizer.json, else SentencePiece's tokenizer.model; and what a user should know. Raises ModelFormatError."""
+def read_tokenizer(folder: Path, facts: TokenFacts | None) -> TokenizerSpec | None:
+    """tokenizer.json, else SentencePiece's tokenizer.model, with what lies around it. Raises ModelFormatError."""
     from llamagpu.tokenizers import read_spec  # here, since that module in turn opens its files with those of formats
 
     path = folder / "tokenizer.json"
     if path.exists():
         check_size(path)
-        return TokenizerSpec("huggingface", path.read_bytes()), ()
+        return TokenizerSpec("huggingface", path.read_bytes(), facts)
     path = folder / "tokenizer.model"
     if not path.exists():
-        return None, ()
+        return None
     check_size(path)
-    notes = []
-    unknown = [text for text in added.values() if text not in ("<unk>", "<s>", "</s>")]
-    if unknown:
-        notes.append(f"without tokenizer.json, {len(unknown)} added tokens, such as {unknown[0][:40]!r}, have no text")
-    if tokenizer_config.get("add_bos_token") is False:
-        notes.append("tokenizer_config.json wants no start token; without tokenizer.json there is one")
-    return read_spec(path), tuple(notes)
+    return replace(read_spec(path), facts=facts)
 
 
 def check_size(path: Path) -> None:

@@ -23,6 +23,7 @@ from llamagpu.errors import UsageError
 from llamagpu.formats.huggingface_description import config_json, generation_json, tokenizer_files
 from llamagpu.formats.safetensors_file import DTYPES
 from llamagpu.quantization import AffineQuant, Deferred
+from llamagpu.tokenizers.base import Tokenizer
 
 SHARD_BYTES = 4_000_000_000
 ENTRY_BYTES = 256  # of the header, for one array, beside its name
@@ -56,7 +57,7 @@ TURNED = ("wq.weight", "wk.weight", "wq.bias", "wk.bias", "q_norm.weight", "k_no
 
 def is_ours(name: str) -> bool:
     """Whether a file of this name may be of a model folder, and go when the folder is replaced."""
-    return name.endswith((".safetensors", ".json")) or name.startswith("tokenizer.")
+    return name.endswith((".safetensors", ".json", ".jinja")) or name.startswith("tokenizer.")
 
 
 def write_folder(
@@ -65,11 +66,12 @@ def write_folder(
     special_ids: tuple[int | None, int | None] = (None, None),
     on_progress: Callable[[int], None] = lambda n_bytes: None,
     shard_bytes: int = SHARD_BYTES,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Fill an empty folder. One tensor is in memory at a time.
 
-    special_ids: BOS and EOS of the tokenizer. on_progress: called with nbytes of each tensor. Raises UsageError for
-    what such a folder cannot say.
+    special_ids: BOS and EOS. tokenizer: the checkpoint's, opened. on_progress: called with nbytes of each tensor.
+    Raises UsageError for what such a folder cannot say.
     """
     layout = Layout()
     config = config_json(checkpoint, special_ids)  # refuses before any work
@@ -87,7 +89,7 @@ def write_folder(
         }  # fmt: skip
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", generation_json(checkpoint, special_ids))
-    for file_name, data in tokenizer_files(checkpoint).items():
+    for file_name, data in tokenizer_files(checkpoint, tokenizer).items():
         (folder / file_name).write_bytes(data)
 
 

@@ -18,10 +18,12 @@ from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import huggingface
 from llamagpu.formats.atomic import atomic_write
 from llamagpu.formats.safetensors_file import DTYPES, MAX_HEADER_BYTES, MAX_TENSORS, SafetensorsFile
+from llamagpu.formats.token_facts import facts_of, values_of
 from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix
 from llamagpu.sampling import SamplingParams
 
-FORMAT_VERSION = "1"
+# 2 says what the source knew of special tokens; of a file of version 1 its tokenizer alone is asked.
+FORMAT_VERSION, READ_VERSIONS = "2", ("1", "2")
 ALIGNMENT = 256
 FLOATS = [DTYPES[name] for name in ("F32", "F16", "BF16")]
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -29,6 +31,7 @@ TOKENIZER = "tokenizer"
 BYTES = "bytes"  # the kind of tokenizer that has no data
 AFFINE = "affine"  # of the metadata: bits, group size and shape of each quantised matrix
 STOP_TOKENS, SAMPLING, CHAT_TEMPLATE = "stop_tokens", "sampling", "chat_template"
+SPECIAL_TOKENS = "special_tokens"  # of the metadata: see token_facts.py
 ENTRY_BYTES = 1024  # of the header, for one tensor, beside its name: at most three arrays and a description
 CONVERT_AGAIN = "make the file again with: llamagpu convert SRC OUT"
 
@@ -51,9 +54,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
             "is a safetensors file, but none that llamagpu wrote",
             "give a model.bin made by convert, or the folder that holds the file with its config.json",
         )
-    if metadata["llamagpu.format_version"] != FORMAT_VERSION:
-        found = metadata["llamagpu.format_version"][:20]
-        raise ModelFormatError(path, "llamagpu.format_version", f"is {found!r}, not {FORMAT_VERSION!r}", CONVERT_AGAIN)
+    if metadata["llamagpu.format_version"] not in READ_VERSIONS:
+        problem = f"is {metadata['llamagpu.format_version'][:20]!r}; this version reads {' and '.join(READ_VERSIONS)}"
+        raise ModelFormatError(path, "llamagpu.format_version", problem, CONVERT_AGAIN)
     config = ModelConfig.checked(path, read_json_object(path, metadata, "config"))
     arrays = {name: file.array(name) for name in file.entries}
     tokenizer = read_tokenizer(path, metadata, arrays)
@@ -78,11 +81,14 @@ def read_json_object(path: Path, metadata: dict[str, str], field: str) -> dict[s
 def read_tokenizer(path: Path, metadata: dict[str, str], arrays: dict[str, NDArray[Any]]) -> TokenizerSpec | None:
     data = arrays.pop(TOKENIZER, None)
     kind = metadata.get(TOKENIZER)
+    facts = None
+    if SPECIAL_TOKENS in metadata:
+        facts = facts_of(path, read_json_object(path, metadata, SPECIAL_TOKENS))
     if data is None and kind in (None, BYTES):
-        return None if kind is None else TokenizerSpec(kind, b"")
+        return None if kind is None else TokenizerSpec(kind, b"", facts)
     if data is None or kind is None or data.dtype != np.uint8 or data.ndim != 1:
         raise ModelFormatError(path, TOKENIZER, "must be both named in the metadata and held as bytes", CONVERT_AGAIN)
-    return TokenizerSpec(kind, data.tobytes())
+    return TokenizerSpec(kind, data.tobytes(), facts)
 
 
 def read_stop_tokens(path: Path, metadata: dict[str, str], config: ModelConfig) -> tuple[int, ...]:
@@ -235,6 +241,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
         metadata[CHAT_TEMPLATE] = checkpoint.chat_template
     if checkpoint.tokenizer is not None:
         metadata[TOKENIZER] = checkpoint.tokenizer.kind
+        if checkpoint.tokenizer.facts is not None:
+            metadata[SPECIAL_TOKENS] = json.dumps(values_of(checkpoint.tokenizer.facts))
     return metadata
 
 

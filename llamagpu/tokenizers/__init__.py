@@ -9,7 +9,7 @@ from pathlib import Path
 from llamagpu.checkpoint import TokenizerSpec
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.mapped_file import check_readable
-from llamagpu.tokenizers import gpt2_pair, rwkv_world
+from llamagpu.tokenizers import gpt2_pair, rwkv_world, special_tokens
 from llamagpu.tokenizers.base import StreamDecoder, Tokenizer
 
 MAX_TOKENIZER_BYTES = 1 << 28
@@ -42,10 +42,12 @@ KINDS = {
 
 
 def open_spec(spec: TokenizerSpec, path: Path) -> Tokenizer:
-    """The tokenizer that a file holds. Raises ModelFormatError."""
+    """The tokenizer that a file holds, with its special tokens. Raises ModelFormatError."""
     if spec.kind in KINDS:
         module, name = KINDS[spec.kind]
         opened: Tokenizer = getattr(import_module(module), name)(spec.data, path)
+        opened.facts = spec.facts
+        special_tokens.settle(opened, spec.facts)
         return opened
     raise ModelFormatError(
         path, "tokenizer", f"is of kind {spec.kind[:20]!r}, which this version does not know", "convert the model again"

@@ -5,14 +5,19 @@ from __future__ import annotations
 import codecs
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
+from llamagpu.checkpoint import AddedToken, TokenFacts
 from llamagpu.errors import UsageError
 
 
 class Tokenizer(ABC):
-    """Text to token ids and back. Ids are below ``vocab_size``; ``bos_id`` is None where the model has none."""
+    """Text to token ids and back. Ids are below ``vocab_size``.
+
+    bos_id: what goes before a plain text; None where nothing does. names: special tokens by the names that chat
+    templates have for them; they may name a bos_token that goes before no plain text. See special_tokens.py.
+    """
 
     vocab_size: int
     bos_id: int | None
@@ -22,6 +27,10 @@ class Tokenizer(ABC):
     # SentencePiece puts a space before the text it encodes; decoding takes it off again.
     adds_leading_space: bool
     stop_ids: tuple[int, ...] = ()  # others than bos_id and eos_id that end a text
+    names: Mapping[str, str | list[str]] = {}  # never changed in place
+    facts: TokenFacts | None = None  # what the files around the tokenizer say, where there are some
+    says_bos = False  # its own file says what goes before a text
+    begins_anew = True  # a text after a control token has the space before it, as in Meta's own code
 
     @property
     def controls(self) -> Mapping[str, int]:
@@ -39,17 +48,43 @@ class Tokenizer(ABC):
         Models pad their vocabulary, so ids from vocab_size on are no error: they stand for nothing.
         """
 
-    def encode(self, text: str, add_bos: bool = True) -> list[int]:
-        """Ids of ``text``, after the model's BOS where it has one. Raises UsageError for text that is not Unicode."""
+    def add_tokens(self, added: Mapping[int, AddedToken], controls: Sequence[str]) -> None:  # noqa: B027
+        """Take on tokens beside the trained vocabulary, by their ids, and control tokens by their texts, with an id at
+        the end where they have none. Kinds whose control tokens are known all along need none."""
+
+    def id_of(self, text: str) -> int | None:
+        """The token of exactly this text; None where there is none."""
+        return self.controls.get(text)
+
+    def text_of(self, token: int) -> str | None:
+        """How a vocabulary writes a token; None where it has none."""
+        return next((text for text, found in self.controls.items() if found == token), None)
+
+    def encode(self, text: str, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Ids of ``text``, after the model's BOS where it has one.
+
+        special: the texts of control tokens in it become those; a text that itself begins with BOS gets no second one.
+        Raises UsageError for text that is not Unicode.
+        """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise UsageError(f"the text is not valid Unicode at character {error.start}") from None
         bos = [self.bos_id] if add_bos and self.bos_id is not None else []
+        if special:
+            ids = self._with_controls(text, at_start=True)
+            return ids if ids[:1] == bos else bos + ids
         return bos + (self.encode_text(text) if text else [])
 
-    def encode_more(self, text: str) -> list[int]:
+    def find_control(self, text: str) -> str | None:
+        """The first text of a control token in ``text``."""
+        found = self._control_pattern.search(text)
+        return found[0].strip() if found else None
+
+    def encode_more(self, text: str, special: bool = False) -> list[int]:
         """Ids of ``text`` as the middle of a longer one: no BOS, and no space before it that is not its own."""
+        if special:
+            return self._with_controls(text, at_start=False)
         if not text or not self.adds_leading_space:
             return self.encode(text, add_bos=False)
         front = self.encode("\n", add_bos=False)  # which no tokenizer merges with what follows, as far as we know
@@ -69,14 +104,19 @@ class Tokenizer(ABC):
         ids: list[int] = []
         for i, part in enumerate(self._control_pattern.split(text)):
             if i % 2:
-                ids.append(self.controls[part])
-            elif part:  # after a control token a text begins anew, as in Meta's own code
-                ids += self.encode(part, add_bos=False) if at_start or i else self.encode_more(part)
+                ids.append(self.controls[part] if part in self.controls else self.controls[part.strip()])
+            elif part:
+                anew = self.begins_anew if i else at_start
+                ids += self.encode(part, add_bos=False) if anew else self.encode_more(part)
         return ids
 
     @cached_property
     def _control_pattern(self) -> re.Pattern[str]:
-        texts = sorted(self.controls, key=len, reverse=True)
+        return self._pattern_of(self.controls)
+
+    def _pattern_of(self, tokens: Mapping[str, int]) -> re.Pattern[str]:
+        """Their texts, the longest first."""
+        texts = sorted(tokens, key=len, reverse=True)
         return re.compile("(" + "|".join(map(re.escape, texts)) + ")" if texts else "((?!))")
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -20,7 +20,7 @@ class GreedyTokenizer(SentencePieceTokenizer):
     def ids(self) -> dict[str, int]:
         """Piece to id, the first of equals. All of them: "</s>" and "<0x41>" in a text become that token."""
         ids: dict[str, int] = {}
-        for token in range(self.vocab_size):
+        for token in range(self.n_pieces):
             ids.setdefault(self.processor.id_to_piece(token), token)
         return ids
 
@@ -45,7 +45,7 @@ class GreedyTokenizer(SentencePieceTokenizer):
 
     def token_bytes(self, token: int) -> bytes:
         """rllama decodes no byte token but the newline: the others are printed as they are written."""
-        if token < self.vocab_size and self.processor.is_byte(token):
+        if token < self.n_pieces and self.processor.is_byte(token):
             piece: str = self.processor.id_to_piece(token)
             return b"\n" if piece == NEWLINE else piece.encode()
         return super().token_bytes(token)

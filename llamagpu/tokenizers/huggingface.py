@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken as LibraryToken
 from tokenizers import Tokenizer as Library
 
+from llamagpu.checkpoint import AddedToken
 from llamagpu.config import LARGEST
 from llamagpu.errors import ModelFormatError, first_line
 from llamagpu.tokenizers.base import Tokenizer
@@ -40,6 +43,8 @@ class HuggingFaceTokenizer(Tokenizer):
     encode() never adds it.
     """
 
+    says_bos = True
+
     def __init__(self, data: bytes, path: Path) -> None:
         self.path, self.data, self.is_stuck = path, data, False
         self.bounds = bounds_of(data, self.error)
@@ -48,19 +53,7 @@ class HuggingFaceTokenizer(Tokenizer):
             model = type(self.library.model).__name__
             dropout = getattr(self.library.model, "dropout", None)
             decoder = self.library.decoder and json.loads(self.library.decoder.__getstate__())
-            self.added = {
-                token: b"" if about.special else about.content.encode()
-                for token, about in self.library.get_added_tokens_decoder().items()
-            }
-            self._controls = {
-                about.content: token
-                for token, about in self.library.get_added_tokens_decoder().items()
-                if about.special
-            }
-            ids = self.library.get_vocab(with_added_tokens=True).values()
-            self.vocab_size = max(ids, default=-1) + 1
-            while self.vocab_size - 1 - self.n_added_at_end in self.added:
-                self.n_added_at_end += 1
+            self.count_tokens()
         check_model(self.library.model, self.error)
         if model not in MODELS:
             raise self.error("model", f"is of type {model[:40]!r}, not {' or '.join(MODELS)}")
@@ -83,6 +76,46 @@ class HuggingFaceTokenizer(Tokenizer):
         library.no_padding()
         library.encode_special_tokens = True
         return library
+
+    def count_tokens(self) -> None:
+        """What is known of the added tokens, and how many tokens there are."""
+        self.added: dict[int, bytes] = {}
+        self._controls: dict[str, int] = {}
+        for token, about in self.library.get_added_tokens_decoder().items():
+            self.added[token] = b"" if about.special else about.content.encode()
+            if about.special:
+                self._controls[about.content] = token
+        ids = self.library.get_vocab(with_added_tokens=True).values()
+        self.vocab_size = max(ids, default=-1) + 1
+        self.n_added_at_end = 0
+        while self.vocab_size - 1 - self.n_added_at_end in self.added:
+            self.n_added_at_end += 1
+
+    def add_tokens(self, added: Mapping[int, AddedToken], controls: Sequence[str]) -> None:
+        """As transformers does: the id is that of the text in the vocabulary, else the next one."""
+        with self.library_errors("cannot take on the tokens of tokenizer_config.json"):
+            known = {about.content: about for about in self.library.get_added_tokens_decoder().values()}
+            wanted = [LibraryToken(about.text, **options(about)) for _, about in sorted(added.items())]
+            told = {about.content for about in wanted}
+            for text in controls:
+                about = known.get(text)
+                if about is None and text not in told:
+                    wanted.append(LibraryToken(text, special=True, normalized=False))
+                elif about is not None and not about.special:
+                    wanted.append(as_control(about))
+            wanted = [about for about in wanted if known.get(about.content) != about]
+            if wanted:
+                self.library.add_tokens(wanted)
+                self.count_tokens()
+        self.__dict__.pop("_control_pattern", None)
+
+    def id_of(self, text: str) -> int | None:
+        token: int | None = self.library.token_to_id(text)
+        return token
+
+    def text_of(self, token: int) -> str | None:
+        text: str | None = self.library.id_to_token(token)
+        return text
 
     def encode_text(self, text: str) -> list[int]:
         self.bounds.check(text)
@@ -164,6 +197,20 @@ class HuggingFaceTokenizer(Tokenizer):
             ):
                 raise
             raise self.error("content", f"{problem} ({first_line(error)[:200]})") from None
+
+
+def options(about: AddedToken) -> dict[str, bool]:
+    """How a token is found in a text, in the library's words."""
+    found = asdict(about)
+    del found["text"]
+    return found
+
+
+def as_control(about: LibraryToken) -> LibraryToken:
+    return LibraryToken(
+        about.content, special=True, normalized=False, lstrip=about.lstrip, rstrip=about.rstrip,
+        single_word=about.single_word,
+    )  # fmt: skip
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamagpu.errors import UsageError
-from llamagpu.tokenizers.byte_level_json import SPLITS
+from llamagpu.formats.gguf_splits import SPLITS
 
 MAX_GROWTH = 100  # of the longest text that steps make of a character; published models have at most 18
 MAX_GROWN, USUAL_GROWTH = 1 << 22, 32  # a text that grows more than usual may become so many characters

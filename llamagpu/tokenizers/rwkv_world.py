@@ -39,8 +39,8 @@ class RWKVWorldTokenizer(Tokenizer):
         self.texts, self.ends = parse(data, path)
         self.vocab_size = len(self.ends)
 
-    def encode(self, text: str, add_bos: bool = True) -> list[int]:
-        return super().encode(text) or ([END] if add_bos else [])
+    def encode(self, text: str, add_bos: bool = True, special: bool = False) -> list[int]:
+        return super().encode(text, special=special) or ([END] if add_bos else [])
 
     def token_bytes(self, token: int) -> bytes:
         return self.texts[self.ends[token - 1] : self.ends[token]] if 0 < token < self.vocab_size else b""

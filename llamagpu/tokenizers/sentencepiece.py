@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import sentencepiece
 
+from llamagpu.checkpoint import AddedToken
 from llamagpu.errors import ModelFormatError, first_line
 from llamagpu.tokenizers.base import Tokenizer
 from llamagpu.tokenizers.json_bounds import longest_of_charsmap
@@ -19,15 +22,19 @@ REMEDY = "the file is damaged or no tokenizer.model: fetch it again, or give ano
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A tokenizer.model (a protobuf). Raises ModelFormatError if ``data`` is anything else."""
+    """A tokenizer.model (a protobuf). Raises ModelFormatError if ``data`` is anything else.
+
+    Tokens that the files beside it add have ids after its pieces, or those of pieces.
+    """
 
     def __init__(self, data: bytes, path: Path) -> None:
+        self.added: dict[int, AddedToken] = {}
         try:
             longest = max(map(longest_of_charsmap, charsmaps(data)), default=0)
             if longest > MAX_GROWTH:
                 raise ValueError(f"it makes {longest} characters of one")
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=data)
-            self.vocab_size = self.processor.vocab_size()
+            self.vocab_size = self.n_pieces = self.processor.vocab_size()
             for token in range(self.vocab_size):
                 self.token_bytes(token)  # a piece may be no UTF-8, or a byte token that names no byte
         except (RuntimeError, OSError, ValueError) as error:
@@ -41,16 +48,83 @@ class SentencePieceTokenizer(Tokenizer):
     @cached_property
     def controls(self) -> Mapping[str, int]:
         processor = self.processor
-        return {processor.id_to_piece(i): i for i in range(self.vocab_size) if processor.is_control(i)}
+        pieces = {processor.id_to_piece(i): i for i in range(self.n_pieces) if processor.is_control(i)}
+        return pieces | {about.text: token for token, about in self.added.items() if about.special}
+
+    def add_tokens(self, added: Mapping[int, AddedToken], controls: Sequence[str]) -> None:
+        self.added.update(added)
+        self.vocab_size = max(self.n_pieces, *(token + 1 for token in self.added)) if self.added else self.n_pieces
+        for text in controls:
+            token = self.id_of(text)
+            if token is None:
+                token, self.vocab_size = self.vocab_size, self.vocab_size + 1
+            if token not in self.added:
+                self.added[token] = AddedToken(text)
+            elif not self.added[token].special:
+                self.added[token] = replace(self.added[token], special=True)
+        first = self.vocab_size
+        while first > self.n_pieces and first - 1 in self.added:
+            first -= 1
+        self.n_added_at_end = self.vocab_size - first
+        for name in ("controls", "_control_pattern", "_users", "_user_pattern"):
+            self.__dict__.pop(name, None)
+
+    def id_of(self, text: str) -> int | None:
+        found = next((token for token, about in self.added.items() if about.text == text), None)
+        if found is not None:
+            return found
+        token: int = self.processor.piece_to_id(text)  # of the unknown one, where there is no such piece
+        return token if 0 <= token < self.n_pieces and self.processor.id_to_piece(token) == text else None
+
+    def text_of(self, token: int) -> str | None:
+        if token in self.added:
+            return self.added[token].text
+        piece: str | None = self.processor.id_to_piece(token) if 0 <= token < self.n_pieces else None
+        return piece
 
     def encode_text(self, text: str) -> list[int]:
+        if not self.begins_anew and text[0] == " ":
+            return self.encode_more(text)  # the space that opens it is the one that would be put before it
+        if not self._users:
+            return self.encode_pieces(text)
+        ids: list[int] = []
+        for i, part in enumerate(self._user_pattern.split(text)):
+            if i % 2:
+                ids.append(self._users[part] if part in self._users else self._users[part.strip()])
+            elif part:
+                ids += self.encode_pieces(part) if self.begins_anew or i == 0 else self.encode_more(part)
+        return ids
+
+    def encode_pieces(self, text: str) -> list[int]:
+        """Of a text in which no added token stands."""
         with last_words("sentencepiece"):
             ids: list[int] = self.processor.encode(text)
         return ids
 
+    @cached_property
+    def _users(self) -> Mapping[str, int]:
+        """Added tokens that are text."""
+        return {about.text: token for token, about in self.added.items() if not about.special}
+
+    @cached_property
+    def _user_pattern(self) -> re.Pattern[str]:
+        return self._pattern_of(self._users)
+
+    def _pattern_of(self, tokens: Mapping[str, int]) -> re.Pattern[str]:
+        """Their texts, the longest first, with the spaces that they take along."""
+        if not tokens:
+            return super()._pattern_of(tokens)
+        about = [self.added.get(token, AddedToken(text)) for text, token in tokens.items()]
+        about.sort(key=lambda added: len(added.text), reverse=True)
+        spaces = ("", r"\s*")
+        parts = (f"{spaces[added.lstrip]}{re.escape(added.text)}{spaces[added.rstrip]}" for added in about)
+        return re.compile(f"({'|'.join(parts)})")
+
     def token_bytes(self, token: int) -> bytes:
-        processor = self.processor
-        if token >= self.vocab_size or processor.is_control(token):
+        processor, about = self.processor, self.added.get(token)
+        if about is not None:
+            return b"" if about.special else about.text.encode()
+        if token >= self.n_pieces or processor.is_control(token):
             return b""
         piece: str = processor.id_to_piece(token)
         if processor.is_byte(token):
