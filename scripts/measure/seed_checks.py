@@ -29,9 +29,11 @@ from llamagpu.llm import LLM
 from llamagpu.memory import Memory
 from llamagpu.session import Session
 
-PROMPT, N_TOKENS, SPEED_TOKENS, TURNS = "once there was a hat", 32, 64, 3
+PROMPT, N_TOKENS, SPEED_TOKENS = "once there was a hat", 32, 64
 STORIES = Shape(288, 768, 6, 6)  # of stories15M
 MEMORY = Shape(288, 768, 6, 6, mem_len=32)
+SMALL = Shape(64, 128, 2, 4, 512)  # for logits: so few numbers are rounded that hardly one falls beside a half
+SMALL_MEMORY = Shape(64, 128, 2, 4, 512, 64, mem_len=32)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Given:
     simple_shape: Shape
     rs_shape: Shape
     group_size: int
+    turns: int
 
     def get(self, name: str) -> Path:
         """Raises FailedRun for what was not given."""
@@ -96,19 +99,27 @@ def same_text(a: Said, b: Said, prompt: str = PROMPT) -> tuple[str, bool]:
     return f"the same {length - len(prompt)} characters", True
 
 
-def near(a: NDArray[np.float32], b: NDArray[np.float32], limit: float) -> tuple[str, bool]:
-    """Largest difference, and that of the median token: one rounding that falls the other way moves all after it."""
+def near(a: NDArray[np.float32], b: NDArray[np.float32], limit: float = 1e-4) -> tuple[str, bool]:
+    """Of rows, one a token: how many agree from the first on, and how far the others are off.
+
+    Where activations are rounded, one that falls to the other side of a half moves every row from there on.
+    """
     each = np.abs(a - b).max(-1)
-    text = f"within {each.max():.1e}, half of the tokens within {np.median(each):.1e}, of {np.abs(a).max():.1f}"
-    return text, bool(np.median(each) <= limit)
+    n = int(np.argmax(each > limit)) if (each > limit).any() else len(each)
+    largest = f"of logits up to {np.abs(a).max():.1f}"
+    if n == len(each):
+        return f"all {n} within {each.max():.1e} {largest}", True
+    first = f"the first {n} of {len(each)} within {each[:n].max():.1e}, " if n else f"of {len(each)} "
+    return f"{first}all within {each.max():.1e} {largest}", n > 0
 
 
-def in_turn(system: str, model: str, a: Callable[[], Said], b: Callable[[], Said]) -> Found:
+def in_turn(given: Given, system: str, model: str, a: Callable[[], Said], b: Callable[[], Said]) -> Found:
     try:
-        pairs = [(a().tokens_per_s, b().tokens_per_s) for _ in range(TURNS)]
+        pairs = [(a().tokens_per_s, b().tokens_per_s) for _ in range(given.turns)]
     except FailedRun:
         return
-    yield Speed(system, model, *(median(column) for column in zip(*pairs, strict=True)))
+    if pairs:
+        yield Speed(system, model, *(median(column) for column in zip(*pairs, strict=True)))
 
 
 def ids_of(llm: LLM, n: int) -> list[int]:
@@ -129,6 +140,11 @@ def check_llama2c(given: Given) -> Found:
         "run": (write_llama2c(given.folder / "stories.bin", STORIES, weights), "float32", ()),
         "runq": (write_int8(given.folder / "stories_q8.bin", STORIES, weights, 32), "8 bits", ("--faithful",)),
     }
+    small = random_weights(SMALL, 3)
+    of_logits = {
+        "run": write_llama2c(given.folder / "small.bin", SMALL, small),
+        "runq": write_int8(given.folder / "small_q8.bin", SMALL, small, 32),
+    }
     for program, (model, kind, how) in files.items():
         name = f"llama2.c {program}"
 
@@ -137,7 +153,7 @@ def check_llama2c(given: Given) -> Found:
             return a, ours(model, tokenizer, PROMPT, n, threads, *how)
 
         yield row(name, f"text, {kind}", lambda both=both: same_text(*both(n)))  # type: ignore[misc]
-        yield row(name, f"logits, {kind}", lambda model=model, how=how, program=program: library_near(  # type: ignore[misc]
+        yield row(name, f"logits, {kind}", lambda model=of_logits[program], how=how, program=program: library_near(  # type: ignore[misc]
             given.get(f"llama2c_{program}_library"), "llama2c", model, bool(how)))  # fmt: skip
         flag = f"llama2c_{program}_model"
         yield row(name, f"text, a file of theirs, {kind}", lambda flag=flag, how=how, program=program: same_text(  # type: ignore[misc]
@@ -145,23 +161,24 @@ def check_llama2c(given: Given) -> Found:
                            threads),
             ours(given.get(flag), given.get("llama2c_tokenizer"), PROMPT, 200, threads, *how)))  # fmt: skip
         yield from in_turn(
-            name, f"stories15M's shape, {kind}",
+            given, name, f"stories15M's shape, {kind}",
             lambda model=model, program=program: theirs.llama2c(  # type: ignore[misc]
                 given.get(f"llama2c_{program}"), model, tokenizer, PROMPT, SPEED_TOKENS, threads),
             lambda model=model: ours(model, tokenizer, PROMPT, SPEED_TOKENS, threads),  # type: ignore[misc]
         )  # fmt: skip
 
 
-def library_near(library: Path, kind: str, model: Path, faithful: bool, limit: float = 1e-3) -> tuple[str, bool]:
+def library_near(library: Path, kind: str, model: Path, faithful: bool) -> tuple[str, bool]:
     llm = llamagpu.load(model, "cpu", faithful=faithful)
     ids = ids_of(llm, 24)
-    return near(theirs.library_logits(library, kind, model, ids, llm.config.vocab_size), llm.logits(ids), limit)
+    return near(theirs.library_logits(library, kind, model, ids, llm.config.vocab_size), llm.logits(ids))
 
 
 def check_llama2rnn(given: Given) -> Found:
     system, threads, m = "llama2Rnn", given.threads, MEMORY.mem_len
     model = write_int8(given.folder / "memory.bin", MEMORY, random_weights(MEMORY, 2), 32)
-    tokenizer, n = c_tokenizer(given), N_TOKENS
+    small = write_int8(given.folder / "small_memory.bin", SMALL_MEMORY, random_weights(SMALL_MEMORY, 4), 32)
+    tokenizer = c_tokenizer(given)
 
     def program(n_steps: int, memory: Path | None = None) -> Said:
         return theirs.llama2c(given.get("llama2rnn"), model, tokenizer, PROMPT, n_steps, threads, memory)
@@ -170,10 +187,10 @@ def check_llama2rnn(given: Given) -> Found:
         return ours(model, tokenizer, PROMPT, n_steps, threads, "--faithful", *more)
 
     yield row(system, "text over chunk boundaries", lambda: same_text(program(3 * m), text(3 * m)))
-    yield row(system, "logits", lambda: library_near(given.get("llama2rnn_library"), "llama2rnn", model, True))
+    yield row(system, "logits", lambda: library_near(given.get("llama2rnn_library"), "llama2rnn", small, True))
     for n_steps, where in ((m // 2, "within a chunk"), (m, "at a chunk's end"), (2 * m + 5, "in the third chunk")):
         yield row(system, f"their memory file, {where}: logits of what follows",
-                  lambda n_steps=n_steps: memory_logits(given, model, n_steps, program))  # type: ignore[misc]  # fmt: skip
+                  lambda n_steps=n_steps: memory_logits(given, small, n_steps))  # type: ignore[misc]  # fmt: skip
         yield row(system, f"our memory file, {where}: their text from it and from their own",
                   lambda n_steps=n_steps: our_memory(given, model, n_steps, program))  # type: ignore[misc]  # fmt: skip
         yield row(system, f"chat, resumed {where}",
@@ -181,41 +198,40 @@ def check_llama2rnn(given: Given) -> Found:
     yield row(system, "chat, begun", lambda: chats(given, model, tokenizer, 0, program))
     yield row(system, "text past start and end tokens", lambda: past_ends(given))
     yield from in_turn(
-        system, "stories15M's shape and a memory of 32", lambda: program(SPEED_TOKENS), lambda: ours(
+        given, system, "stories15M's shape and a memory of 32", lambda: program(SPEED_TOKENS), lambda: ours(
             model, tokenizer, PROMPT, SPEED_TOKENS, threads))  # fmt: skip
 
 
-def memory_logits(given: Given, model: Path, n_steps: int, program: Callable[..., Said]) -> tuple[str, bool]:
+def memory_logits(given: Given, model: Path, n_steps: int) -> tuple[str, bool]:
     """Their file read by their library and by us, then the same tokens; none past the end of the chunk."""
-    path = given.folder / "theirs.memory"
+    path, kept = given.folder / "theirs.memory", given.folder / "kept.memory"
     path.unlink(missing_ok=True)
-    program(n_steps, path)
-    library, kept = given.get("llama2rnn_library"), given.folder / "kept.memory"
+    tokenizer = c_tokenizer(given, SMALL_MEMORY.vocab_size)
+    theirs.llama2c(given.get("llama2rnn"), model, tokenizer, PROMPT, n_steps, given.threads, path)
     shutil.copy(path, kept)
     llm = llamagpu.load(model, "cpu", faithful=True)
     ids = ids_of(llm, 9)
-    first = n_steps % MEMORY.mem_len
+    library, first = given.get("llama2rnn_library"), n_steps % MEMORY.mem_len
     a = theirs.library_logits(library, "llama2rnn", model, ids, llm.config.vocab_size, path, first)
     session, _ = Memory(str(kept), "llama2rnn").load(llm)
     rows = []
     for token in ids:
         session.add([token])
         rows.append(np.asarray(session.logits(64, lambda n: None, 1), np.float32).reshape(-1, a.shape[1])[-1])
-    return near(a, np.array(rows), 1e-3)
+    return near(a, np.array(rows))
 
 
 def our_memory(given: Given, model: Path, n_steps: int, program: Callable[..., Said]) -> tuple[str, bool]:
     """After the same ids our file and theirs; their program goes on from each."""
     own, made = given.folder / "theirs.memory", given.folder / "ours.memory"
     own.unlink(missing_ok=True)
-    said = program(n_steps, own)
+    program(n_steps, own)
     llm = llamagpu.load(model, "cpu", c_tokenizer(given), faithful=True)
     session = Session(llm)
     generation = llm.generate(PROMPT, max_tokens=max(n_steps, 1), temperature=0)
     "".join(generation)
     session.add([*generation.prompt_tokens, *generation.tokens][:n_steps])
     Memory(str(made), "llama2rnn").save(session)
-    del said
     # the original goes on from position p with the first token of its prompt and then with what it draws
     return same_text(program(n_steps + N_TOKENS, own), program(n_steps % MEMORY.mem_len + N_TOKENS, made), "")
 
@@ -227,12 +243,10 @@ def chats(given: Given, model: Path, tokenizer: Path, n_steps: int, program: Cal
     if n_steps:
         program(n_steps, own)
         shutil.copy(own, copy)
-    n_more = (n_steps % MEMORY.mem_len) or 0
     said = theirs.llama2c_chat(given.get("llama2rnn"), model, tokenizer, ["ha"], own, given.threads, MEMORY.mem_len - 1)
     said = Said(said.text.rpartition("Assistant: ")[2].rstrip("\n"), 0, 0)
     flags = ["--faithful", "--memory", str(copy), "--memory_format", "llama2rnn", "--max_tokens", "64"]
     mine = theirs.our_chat(model, tokenizer, ["ha"], given.threads, *flags)
-    del n_more
     return same_text(said, Said(mine.text.lstrip(" "), 0, 0), "")
 
 
@@ -273,7 +287,7 @@ def check_simple_llama(given: Given) -> Found:
         if bits != 32:
             yield row(system, f"the file that their quantize makes, {kind}",
                       lambda model=model, bits=bits, library=library: same_file(library(), model, bits))  # type: ignore[misc]  # fmt: skip
-        yield from in_turn(system, f"{shape.dim} x {shape.n_layers}, {kind}", lambda p=program: p(SPEED_TOKENS),  # type: ignore[misc]
+        yield from in_turn(given, system, f"{shape.dim} x {shape.n_layers}, {kind}", lambda p=program: p(SPEED_TOKENS),  # type: ignore[misc]
                            lambda t=text: t(SPEED_TOKENS))  # type: ignore[misc]  # fmt: skip
 
 
@@ -315,7 +329,7 @@ def check_llama2rs(given: Given) -> Found:
         yield row(system, f"text, {what}{note}", lambda p=program, t=text, prompt=prompt: same_text(  # type: ignore[misc]
             p(N_TOKENS), t(N_TOKENS, "--faithful"), prompt))  # fmt: skip
         if variant == "C" and not without_queries:
-            yield from in_turn(system, f"{shape.dim} x {shape.n_layers}, GPTQ", lambda p=program: p(SPEED_TOKENS),  # type: ignore[misc]
+            yield from in_turn(given, system, f"{shape.dim} x {shape.n_layers}, GPTQ", lambda p=program: p(SPEED_TOKENS),  # type: ignore[misc]
                                lambda t=text: t(SPEED_TOKENS))  # type: ignore[misc]  # fmt: skip
 
 
@@ -345,7 +359,7 @@ def check_rllama(given: Given) -> Found:
         short, long = (program(1, PROMPT, n=n) for n in (40, 40 + SPEED_TOKENS))
         return Said("", SPEED_TOKENS / (long.seconds - short.seconds), 0)
 
-    yield from in_turn(system, f"{shape.dim} x {shape.n_layers}, float16 on disk", their_speed,
+    yield from in_turn(given, system, f"{shape.dim} x {shape.n_layers}, float16 on disk", their_speed,
                        lambda: text(1, PROMPT, n=SPEED_TOKENS))  # fmt: skip
 
 
