@@ -5,8 +5,9 @@
 // sample_scan goes over the logits with many blocks: it applies the repetition penalty and finds the best of each
 // chunk.
 // sample_pick, one block, needs only those where temperature is 0. Otherwise it lists candidates: a chunk whose best is
-// below the top_k-th best chunk holds none of the top_k, so a few chunks are left of a large vocabulary; then top-k and
-// top-p each cut the list at a logit found by bisection, and the draw is a running sum over it.
+// below the top_k-th best chunk holds none of the top_k, so a few chunks are left of a large vocabulary (where top-k is
+// the first filter); then top-k and top-p each cut the list at a logit found by bisection, min-p leaves out light
+// weights, all three in the order that is asked for, and the draw is a running sum over what is left.
 //
 // Shapes    logits float32 [vocab_size]; counts int32 [vocab_size]; scores float32 [vocab_size]; best uint64
 //           [n_chunks]; candidates int32 [vocab_size]; tokens int32 [1]; position int32 [1]; ring int32 [ring_size], in
@@ -26,7 +27,11 @@ struct SamplingSettings {
     u64 seed, top_p, min_weight;  // top_p * 2^32; min_p * 2^40
     float inverse_temperature, repetition_penalty;
     int top_k, greedy;
+    int order;  // of the Steps, two bits each, the first one lowest
+    int unused;
 };
+
+enum Step { TOP_K, TOP_P, MIN_P, TEMPERATURE };
 
 struct SamplingState {
     u64 n_drawn;
@@ -206,12 +211,14 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
     int token = static_cast<int>(~static_cast<unsigned>(top));
 
     if (!settings->greedy) {
-        const int top_k = settings->top_k;
+        const int top_k = settings->top_k, order = settings->order;
         // the chunks that can hold a candidate, in order
         unsigned bound = 0;
         auto chunk_key = [&](int i) { return static_cast<unsigned>(best[i] >> 32); };
         auto one = [](int) { return 1; };
-        if (top_k > 0 && top_k <= n_chunks) bound = find_cut(n_chunks, top_k, scratch, chunk_key, one);
+        const bool top_k_first = (order & 3) == TOP_K || (order & 15) == (TOP_K << 2 | TEMPERATURE);
+        if (top_k_first && top_k > 0 && top_k <= n_chunks)
+            bound = find_cut(n_chunks, top_k, scratch, chunk_key, one);
         int n_listed = 0;
         in_rounds(n_chunks, [&](int i) {
             n_listed = append(chunks, n_listed, i < n_chunks && chunk_key(i) >= bound, i, scratch);
@@ -224,36 +231,47 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
             n = append(candidates, n, id < vocab_size && ordered(scores[id]) >= bound, id, scratch);
         }
         __syncthreads();
+        float inverse_temperature = 1.f;  // until the temperature's turn comes
         auto key = [&](int i) { return ordered(scores[candidates[i]]); };
-        auto weight_at_1 = [&](int i) { return exp_weight(scores[candidates[i]], largest, 1.f); };
+        auto weight = [&](int i) { return exp_weight(scores[candidates[i]], largest, inverse_temperature); };
         auto add = [](u64 a, u64 b) { return a + b; };
 
-        if (top_k > 0 && top_k < n) {
-            const unsigned cut = find_cut(n, top_k, scratch, key, one);
-            u64 above = 0;
-            for (int i = thread; i < n; i += SAMPLE_THREADS) above += key(i) > cut;
-            above = block_reduce(above, scratch, add);
-            n = cut_list(candidates, n, cut, top_k - above, scratch, key);
+#pragma unroll 1
+        for (int turn = 0; turn < 4; turn++) {
+            const int step = order >> 2 * turn & 3;
+            if (step == TEMPERATURE) inverse_temperature = settings->inverse_temperature;
+            if (step == TOP_K && top_k > 0 && top_k < n) {
+                const unsigned cut = find_cut(n, top_k, scratch, key, one);
+                u64 above = 0;
+                for (int i = thread; i < n; i += SAMPLE_THREADS) above += key(i) > cut;
+                above = block_reduce(above, scratch, add);
+                n = cut_list(candidates, n, cut, top_k - above, scratch, key);
+            }
+            if (step == TOP_P && settings->top_p < 1ull << 32) {
+                u64 total = 0;
+                for (int i = thread; i < n; i += SAMPLE_THREADS) total += weight(i);
+                total = block_reduce(total, scratch, add);
+                u64 needed = __umul64hi(total, settings->top_p) << 32 | total * settings->top_p >> 32;
+                if (needed == 0) needed = 1;
+                const unsigned cut = find_cut(n, needed, scratch, key, weight);
+                u64 above = 0;
+                for (int i = thread; i < n; i += SAMPLE_THREADS)
+                    if (key(i) > cut) above += weight(i);
+                above = block_reduce(above, scratch, add);
+                const u64 each = exp_weight(unordered(cut), largest, inverse_temperature);
+                n = cut_list(candidates, n, cut, (needed - above + each - 1) / each, scratch, key);
+            }
+            if (step == MIN_P && settings->min_weight > 0) {
+                int n_kept = 0;
+                in_rounds(n, [&](int i) {
+                    const bool kept = i < n && weight(i) >= settings->min_weight;
+                    const int id = i < n ? candidates[i] : 0;
+                    n_kept = append(candidates, n_kept, kept, id, scratch);
+                });
+                __syncthreads();
+                n = n_kept;
+            }
         }
-        if (settings->top_p < 1ull << 32) {
-            u64 total = 0;
-            for (int i = thread; i < n; i += SAMPLE_THREADS) total += weight_at_1(i);
-            total = block_reduce(total, scratch, add);
-            u64 needed = __umul64hi(total, settings->top_p) << 32 | total * settings->top_p >> 32;
-            if (needed == 0) needed = 1;
-            const unsigned cut = find_cut(n, needed, scratch, key, weight_at_1);
-            u64 above = 0;
-            for (int i = thread; i < n; i += SAMPLE_THREADS)
-                if (key(i) > cut) above += weight_at_1(i);
-            above = block_reduce(above, scratch, add);
-            const u64 each = exp_weight(unordered(cut), largest, 1.f);
-            n = cut_list(candidates, n, cut, (needed - above + each - 1) / each, scratch, key);
-        }
-        // min-p and temperature: the weights of the draw
-        auto weight = [&](int i) -> u64 {
-            if (weight_at_1(i) < settings->min_weight) return 0;
-            return exp_weight(scores[candidates[i]], largest, settings->inverse_temperature);
-        };
         u64 total = 0;
         for (int i = thread; i < n; i += SAMPLE_THREADS) total += weight(i);
         total = block_reduce(total, scratch, add);

@@ -37,11 +37,17 @@ class Chat:
         params: SamplingParams | None = None,
         max_tokens: int = 1024,
         stop: Sequence[str] = (),
+        ignore_eos: bool = False,
     ) -> None:
         self.session, self.template, self.system = session, template, system
         self.params, self.max_tokens = params or SamplingParams(), max_tokens
         self.stop = (*template.stops, *stop)
         self.end_ids = end_ids(template, session.llm.tokenizer)
+        self.ends: set[int] | None = None
+        if ignore_eos:
+            self.ends = set()
+        elif session.llm.quirks.ends is not None:  # programs whose texts have other ends end their answers so
+            self.ends = {token for token in (*self.end_ids, session.llm.tokenizer.eos_id) if token is not None}
         self.answer: Answer | None = None
         self.guard = f"\ufdd0{secrets.token_hex(4)}\ufdd1"  # not to be guessed by what is to be guarded
         self.begin()
@@ -64,7 +70,8 @@ class Chat:
     def read_document(self, text: str, on_tokens: Callable[[int], None]) -> int:
         """Let the model read a text, before a new conversation; its tokens. Raises UsageError where it does not fit."""
         session, tokenizer = self.session, self.session.llm.tokenizer
-        ids = tokenizer.encode_more(text) if session.length else tokenizer.encode(text)
+        add_bos = session.llm.quirks.adds_bos
+        ids = tokenizer.encode_more(text) if session.length else tokenizer.encode(text, add_bos)
         session.add(ids)
         self.begin()
         session.read(PROMPT_CHUNK, on_tokens)
@@ -82,8 +89,9 @@ class Chat:
         self._read(messages, notice)
         self.messages = messages
         self.answer = Answer(
-            self.session, self.max_tokens, self.params, self.stop, on_prompt_tokens, end_ids=self.end_ids
-        )
+            self.session, self.max_tokens, self.params, self.stop, on_prompt_tokens,
+            end_ids=self.end_ids, ends=self.ends,
+        )  # fmt: skip
         return self._stream(self.answer, len(self.session.tokens))
 
     def _stream(self, answer: Answer, start: int) -> Generator[str]:
@@ -121,12 +129,13 @@ class Chat:
         if self._rendered:
             more = rest_of(rendered, self._rendered, self._said, self._ended)
             if more is not None:
-                session.add(tokenizer.encode_rendered(more, self.guard, at_start=False))
+                session.add(self._as_read(tokenizer.encode_rendered(more, self.guard, at_start=False)))
                 self._rendered, self._said, self._ended = rendered, "", ""
                 return
         ids = tokenizer.encode_rendered(rendered, self.guard, at_start=self.n_front + session.n_unknown == 0)
         if self.n_front + session.n_unknown and ids[:1] == [tokenizer.bos_id]:
             ids = ids[1:]  # the text has begun already
+        ids = self._as_read(ids)
         if not self._rendered:
             session.add(ids)
         else:
@@ -136,6 +145,10 @@ class Chat:
                 f"the template rewrites what was said: {n_kept} of {n_before} tokens are kept, the others read again"
             )
         self._rendered, self._said, self._ended = rendered, "", ""
+
+    def _as_read(self, ids: list[int]) -> list[int]:
+        """What is to be answered, as it is read."""
+        return [*ids, *ids[-1:]] if self.session.llm.quirks.repeats_last_prompt_token else ids
 
     def _replace(self, ids: Sequence[int]) -> int:
         """Put another conversation after what stands before it; how many tokens of the session were kept."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llamagpu.chat import Chat, template_of
 from llamagpu.chat_templates import choose_template
-from llamagpu.commands import read_prompt
+from llamagpu.commands import about_faithful, read_prompt, say_sampling
 from llamagpu.devices import peak_memory_bytes
 from llamagpu.errors import ContextFullError, LlamaGPUError, UsageError, printable
 from llamagpu.generation import MAX_TOKENS, Answer
@@ -36,7 +36,7 @@ def chat(
     template: str = "auto",
     document: str | None = None,
     memory: str | None = None,
-    memory_format: str = "llamagpu",
+    memory_format: str = "auto",
     tell_time: bool = False,
     max_tokens: int = 1024,
     temperature: float | None = None,
@@ -44,8 +44,10 @@ def chat(
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
+    sampler_order: str | None = None,
     seed: int | None = None,
     stop: list[str] | None = None,
+    ignore_eos: bool = False,
     tokenizer: str | None = None,
     context: int | None = None,
     kv_bits: int = 16,
@@ -53,6 +55,7 @@ def chat(
     sinks: int | None = None,
     memory_update: str = "chunk",
     recurrent: bool = False,
+    faithful: bool = False,
 ) -> None:
     """Talk with a model. /help lists what else can be said. Through a pipe, each line is a turn.
 
@@ -63,16 +66,18 @@ def chat(
         template: auto, model (its own), llama2 or plain: how the conversation is written for the model.
         document: Let the model read this file first.
         memory: Go on from this file where it exists, and save in it after every turn and at the end.
-        memory_format: llamagpu, or llama2rnn for that program's files.
+        memory_format: auto (what FILE is, and llamagpu if it is new), llamagpu, or llama2rnn: that program's files.
         tell_time: Put the time of each turn into what the model reads.
         max_tokens: Stop an answer after this many tokens.
         temperature: 0 always takes the most likely token; higher is more varied. Default: 0.8, of micro_rwkv 1.
         top_k: Choose among the k most likely tokens. 0: among all. Default: 40, of micro_rwkv 0.
         top_p: Choose among the most likely tokens that together have this probability. Default: 0.95, of micro_rwkv 1.
         min_p: Leave out tokens less likely than this fraction of the most likely one. Default: 0.05, of micro_rwkv 0.
-        repetition_penalty: Above 1 discourages tokens that are in the context already.
+        repetition_penalty: Above 1 discourages tokens that are in the context already, below 1 encourages them.
+        sampler_order: In what order these choose. Default: top_k,top_p,min_p,temperature, as in llama.cpp.
         seed: The same seed gives the same answers. By default a new one is drawn, and shown.
         stop: End an answer before this text. May be given several times.
+        ignore_eos: Let an answer go on past the tokens that end it, until --max_tokens or --stop.
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         context: Number of positions to keep. By default what the model was trained for.
         kv_bits: 8 keeps keys and values in half the memory, with a little loss; 16 as they are.
@@ -80,8 +85,11 @@ def chat(
         sinks: With --window, how many of the first tokens are kept. By default 4.
         memory_update: Of a model with a memory: renew it after each chunk, as it was trained, or after each token.
         recurrent: Of a micro_rwkv run the recurrent part alone: fast, and an approximation that is not the model.
+        faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
     """
-    asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
+    asked = asked_for(
+        temperature, top_k, top_p, min_p, repetition_penalty, seed, sampler_order
+    )  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
     memory_file = Memory(memory, memory_format) if memory is not None else None
     text = read_prompt(model, None, document) if document is not None else None
@@ -91,16 +99,19 @@ def chat(
         bars.setdefault(title, ProgressBar(title, "B" if total else "kernel", total)).advance(n)
 
     of_window = window_and_sinks(window, sinks)
-    llm = load(model, device, tokenizer, context, on_work, False, kv_bits, *of_window, memory_update, recurrent)
+    llm = load(model, device, tokenizer, context, on_work, faithful, kv_bits, *of_window, memory_update, recurrent)
     if memory_file is not None:
         memory_file.check(llm)
     sampling = replace(llm.default_sampling, **asked)
-    room = Room(llm, template, system, sampling, max_tokens, stop or [], tell_time, memory_file)
+    room = Room(llm, template, system, sampling, max_tokens, stop or [], tell_time, memory_file, ignore_eos)
     for bar in bars.values():
         bar.close()
     for note in llm.notes:
         say(printable(note))
     say(": ".join(filter(None, (f"running on {llm.device.description}", llm.device.why_not_gpu))))
+    if faithful:
+        say(about_faithful(llm))
+    say_sampling(llm, sampling)
     room.open()
     if text is not None:
         room.read_document(text)
@@ -112,11 +123,11 @@ class Room:
 
     def __init__(
         self, llm: LLM, template: str, system: str | None, params: SamplingParams, max_tokens: int, stop: list[str],
-        tell_time: bool, memory: Memory | None,
+        tell_time: bool, memory: Memory | None, ignore_eos: bool = False,
     ) -> None:  # fmt: skip
         self.llm, self.template, self.system = llm, template, system
         self.params, self.max_tokens, self.stop = params, max_tokens, stop
-        self.tell_time, self.memory = tell_time, memory
+        self.tell_time, self.memory, self.ignore_eos = tell_time, memory, ignore_eos
         self.is_terminal = sys.stdin.isatty()
         self.commands: dict[str, Callable[[str], None]] = {
             "/save": self.save, "/load": self.load, "/reset": self.reset, "/stats": self.stats, "/help": self.help,
@@ -140,7 +151,7 @@ class Room:
         if name == "auto" and known is not None:
             why = "as in the memory"
         params = SamplingParams(**{**vars(self.params), "seed": self.params.seed or session.seed}).with_seed()
-        chat = Chat(session, template, self.system, params, self.max_tokens, self.stop)
+        chat = Chat(session, template, self.system, params, self.max_tokens, self.stop, self.ignore_eos)
         if conversation:
             chat.restore(conversation, path)
         say(f"template {template.name}: {why}")

@@ -103,17 +103,25 @@ def choose_template(name: str, llm: LLM) -> tuple[Template, str]:
         raise UsageError(f"template must be {', '.join(NAMES[:-1])} or {NAMES[-1]}, not {name[:40]!r}")
     source, tokenizer = llm.checkpoint.chat_template, llm.tokenizer
     texts = {token: text for text, token in tokenizer.controls.items()}
-    bos = texts.get(tokenizer.bos_id, "") if tokenizer.bos_id is not None else ""
+    begins = tokenizer.bos_id is not None and llm.quirks.adds_bos
+    bos = texts.get(tokenizer.bos_id, "") if begins and tokenizer.bos_id is not None else ""
     ends = [token for token in (tokenizer.eos_id, *llm.checkpoint.stop_tokens) if token in texts]
     eos = texts[ends[0]] if ends and ends[0] is not None else ""
     why = "as asked for"
     if name == "auto":
-        name, why = ("model", "the model brings it") if source is not None else ("plain", "the model brings none")
+        name, why = ("model", "the model brings it") if source is not None else default_name(llm)
     if name == "model":
         if source is None:
             raise UsageError("the model brings no chat template: --template plain, or llama2 for models of that kind")
         return Model(source, bos, eos), why
     return (Llama2(bos, eos) if name == "llama2" else Plain(bos)), why
+
+
+def default_name(llm: LLM) -> tuple[str, str]:
+    """The template of a model that brings none, and why."""
+    if llm.config.mem_len:
+        return "llama2", "llama2Rnn, whose kind of model it is, knows no other"
+    return "plain", "the model brings none"
 
 
 def end_ids(template: Template, tokenizer: Tokenizer) -> list[int]:

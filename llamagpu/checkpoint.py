@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llamagpu.config import MICRO_RWKV, ModelConfig, RopeLayout
 from llamagpu.errors import ModelFormatError
-from llamagpu.micro_rwkv_shapes import micro_rwkv_shapes
+from llamagpu.micro_rwkv_shapes import has_idle_experts, micro_rwkv_shapes
 from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix, RandomMatrix
 from llamagpu.rwkv_shapes import rwkv_shapes
 
@@ -38,7 +38,10 @@ class Quirks:
 
     system: the program. activation_bits: 8 or 4, where what a matrix is multiplied with is first rounded to as many
     bits, in groups of activation_group. rope_layout: how it turns heads, where the model was not trained so.
-    greedy_tokenizer: it takes the longest piece that fits, and not those that merging leaves.
+    greedy_tokenizer: it takes the longest piece that fits, and not those that merging leaves. ends: the tokens that end
+    a text that it continues (of a chat, EOS ends an answer anyway); None: as here. sampler_order: that of
+    SamplingParams; empty: as here. multiplies_penalty: its repetition penalty is a factor for each time that a token is
+    in the context, so that below 1 discourages.
     """
 
     system: str = ""
@@ -48,18 +51,29 @@ class Quirks:
     adds_bos: bool = True
     rope_layout: RopeLayout | None = None
     greedy_tokenizer: bool = False
+    ends: tuple[Literal["bos", "eos"], ...] | None = None
+    sampler_order: str = ""
+    multiplies_penalty: bool = False
 
     @property
     def description(self) -> str:
         """For people, in one line; empty where there are none."""
-        parts = [
-            (self.activation_bits, f"activations in {self.activation_bits} bits"),
-            (self.repeats_last_prompt_token, "last prompt token twice"),
-            (not self.adds_bos, "no start token"),
-            (self.rope_layout, f"RoPE {self.rope_layout}"),
-            (self.greedy_tokenizer, "greedy tokenizer"),
-        ]
-        return ", ".join(text for there, text in parts if there)
+        return self.described()
+
+    def described(self, *names: str) -> str:
+        """The same of some fields alone, where names are given."""
+        named = " and ".join(name.upper() for name in self.ends or ())
+        texts = {
+            "activation_bits": self.activation_bits and f"activations in {self.activation_bits} bits",
+            "repeats_last_prompt_token": self.repeats_last_prompt_token and "last prompt token twice",
+            "adds_bos": not self.adds_bos and "no start token",
+            "rope_layout": self.rope_layout and f"RoPE {self.rope_layout}",
+            "greedy_tokenizer": self.greedy_tokenizer and "greedy tokenizer",
+            "ends": self.ends is not None and (f"{named} alone ends a text" if named else "no token ends a text"),
+            "sampler_order": self.sampler_order and f"sampler order {self.sampler_order}",
+            "multiplies_penalty": self.multiplies_penalty and "a repetition penalty below 1 discourages",
+        }
+        return ", ".join(text for name, text in texts.items() if text and (not names or name in names))
 
 
 @dataclass(frozen=True)
@@ -155,6 +169,8 @@ def check_tensors(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]
     """Every tensor that the config asks for is there, in its shape, and no other. Raises ModelFormatError."""
     remedy = "the file does not fit its own config: convert or download it again"
     shapes = tensor_shapes(config)
+    if config.architecture == MICRO_RWKV and not has_idle_experts(config, tensors):
+        shapes = micro_rwkv_shapes(config, idle_experts=False)
     for name, shape in shapes.items():
         if name not in tensors:
             raise ModelFormatError(path, name, "is missing", remedy)

@@ -21,7 +21,7 @@ from llamagpu.llm import DEMO, LLM, find_tokenizer, load, model_path
 from llamagpu.memory import Memory
 from llamagpu.model_info import rows_of
 from llamagpu.models.window import window_and_sinks
-from llamagpu.sampling import asked_for, check_whole
+from llamagpu.sampling import SamplingParams, asked_for, check_whole
 from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, write_text
 from llamagpu.tokenizers import open_spec, read_spec
 
@@ -39,8 +39,10 @@ def run(
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
+    sampler_order: str | None = None,
     seed: int | None = None,
     stop: list[str] | None = None,
+    ignore_eos: bool = False,
     prompt_file: str | None = None,
     tokenizer: str | None = None,
     context: int | None = None,
@@ -51,7 +53,7 @@ def run(
     echo: bool = False,
     faithful: bool = False,
     memory: str | None = None,
-    memory_format: str = "llamagpu",
+    memory_format: str = "auto",
     recurrent: bool = False,
 ) -> None:
     """Continue a text. stdout is the generated text and nothing else.
@@ -65,9 +67,11 @@ def run(
         top_k: Choose among the k most likely tokens. 0: among all. Default: 40, of micro_rwkv 0.
         top_p: Choose among the most likely tokens that together have this probability. Default: 0.95, of micro_rwkv 1.
         min_p: Leave out tokens less likely than this fraction of the most likely one. Default: 0.05, of micro_rwkv 0.
-        repetition_penalty: Above 1 discourages tokens that are in the context already.
+        repetition_penalty: Above 1 discourages tokens that are in the context already, below 1 encourages them.
+        sampler_order: In what order these choose. Default: top_k,top_p,min_p,temperature, as in llama.cpp.
         seed: The same seed gives the same text. By default a new one is drawn, and shown.
         stop: Stop before this text. May be given several times.
+        ignore_eos: Go on past the tokens that end a text, until --max_tokens or --stop.
         prompt_file: Read the prompt from this file; - is standard input.
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         context: Number of positions to keep. By default what the model was trained for.
@@ -78,10 +82,12 @@ def run(
         echo: Print the prompt on stdout too. (A terminal shows it in any case.)
         faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
         memory: Go on from this file where it exists, and save in it at the end.
-        memory_format: llamagpu, or llama2rnn for that program's files.
+        memory_format: auto (what FILE is, and llamagpu if it is new), llamagpu, or llama2rnn: that program's files.
         recurrent: Of a micro_rwkv run the recurrent part alone: fast, and an approximation that is not the model.
     """
-    asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
+    asked = asked_for(
+        temperature, top_k, top_p, min_p, repetition_penalty, seed, sampler_order
+    )  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
     kept = Memory(memory, memory_format) if memory is not None else None
     goes_on = kept is not None and kept.exists()
@@ -110,12 +116,15 @@ def run(
     generation: Answer
     if kept is None:
         options = asdict(sampling)
-        generation = llm.generate(text, max_tokens, stop=stop or [], on_prompt_tokens=on_prompt_tokens, **options)
+        options |= {"on_prompt_tokens": on_prompt_tokens, "ignore_eos": ignore_eos}
+        generation = llm.generate(text, max_tokens, stop=stop or [], **options)
     else:
         session = kept.go_on(llm, text)
         sampling = replace(sampling, seed=session.seed if seed is None else seed)
         at_start = not goes_on and not text
-        generation = Answer(session, max_tokens, sampling, stop or [], on_prompt_tokens, at_start)
+        generation = Answer(
+            session, max_tokens, sampling, stop or [], on_prompt_tokens, at_start, ends=llm.ends(ignore_eos)
+        )
     progress.total = len(generation.prompt_tokens)
     for note in llm.notes:
         say(printable(note))
@@ -125,6 +134,7 @@ def run(
     say(": ".join(filter(None, (f"running on {llm.device.description}", llm.device.why_not_gpu))))
     if faithful:
         say(about_faithful(llm))
+    say_sampling(llm, sampling)
     if sampling.temperature > 0:
         say(f"seed {generation.params.seed}")
     if echo:
@@ -150,10 +160,26 @@ def run(
     say_end(generation, {"context": f"the context of {llm.context} tokens is full"}.get(generation.stop_reason, ""))
 
 
-def about_faithful(llm: LLM) -> str:
-    if llm.quirks.description:
-        return f"faithful to {llm.quirks.system}: {llm.quirks.description}"
+def about_faithful(llm: LLM, *names: str) -> str:
+    """What is reproduced, in one line. names: the fields of Quirks that matter here; without them all do."""
+    quirks = llm.quirks
+    if quirks.described(*names):
+        return f"faithful to {quirks.system}: {quirks.described(*names)}"
+    if quirks.description:
+        return f"--faithful changes nothing here: all that {quirks.system} does otherwise is for texts that it writes"
     return f"--faithful changes nothing: of {llm.checkpoint.format} no quirks are known"
+
+
+def say_sampling(llm: LLM, params: SamplingParams) -> None:
+    """A notice of a setting that means something else in other programs."""
+    penalty = params.repetition_penalty
+    if penalty < 1 and not llm.quirks.multiplies_penalty:
+        say(
+            f"a repetition penalty of {penalty:g}, below 1, encourages tokens that are in the context already;"
+            f" in rllama it discourages them, as {1 / penalty:.4g} does here"
+        )
+    if penalty > 1 and llm.quirks.multiplies_penalty:
+        say(f"a repetition penalty of {penalty:g}, above 1, encourages repetition in {llm.quirks.system}")
 
 
 def read_prompt(model: str, prompt: str | None, prompt_file: str | None) -> str:

@@ -45,8 +45,10 @@ class Answer:
         on_prompt_tokens: Callable[[int], None] = lambda n: None,
         at_start: bool = False,
         end_ids: Collection[int] = (),
+        ends: Collection[int] | None = None,
     ) -> None:
-        """at_start: whether the answer opens the text. end_ids: tokens that end it, beside the model's own."""
+        """at_start: whether the answer opens the text. end_ids: tokens that end it, beside the model's own. ends: the
+        only ones that do; the others are tokens of the text then, and stand for no characters."""
         check_answer(max_tokens, stop)
         llm = session.llm
         self.session, self.max_tokens, self.stop = session, max_tokens, tuple(stop)
@@ -54,7 +56,7 @@ class Answer:
         self.on_prompt_tokens, self.at_start = on_prompt_tokens, at_start
         # llama2.c's models open the next story with BOS
         own = {llm.tokenizer.bos_id, llm.tokenizer.eos_id, *llm.tokenizer.stop_ids, *llm.checkpoint.stop_tokens}
-        self.end_ids = {*own, *end_ids}
+        self.end_ids = {*own, *end_ids} if ends is None else set(ends)
         self.prompt_tokens = session.pending
         self.tokens: list[int] = []
         self.end_token: int | None = None
@@ -154,20 +156,19 @@ class Generation(Answer):
         params: SamplingParams,
         stop: Sequence[str],
         on_prompt_tokens: Callable[[int], None],
+        ignore_eos: bool = False,
     ) -> None:
         check_answer(max_tokens, stop)
         self.llm, self.prompt = llm, prompt
-        tokens = llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos)
+        tokens = llm.encode_prompt(prompt)
         if not tokens:
             raise UsageError("the prompt is empty and this model has no start token: give a prompt")
-        if llm.quirks.repeats_last_prompt_token:
-            tokens.append(tokens[-1])
         n_prompt = len(tokens)
         if n_prompt > llm.longest:
             raise UsageError(f"the prompt is {n_prompt} tokens, the context {llm.context}: shorten the prompt")
         session = Session(llm)
         session.add(tokens)
-        super().__init__(session, max_tokens, params, stop, on_prompt_tokens, at_start=not prompt)
+        super().__init__(session, max_tokens, params, stop, on_prompt_tokens, not prompt, ends=llm.ends(ignore_eos))
 
 
 def check_answer(max_tokens: int, stop: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -159,10 +159,10 @@ class LLM:
             _ = self.tokenizer  # a tokenizer that was asked for and does not fit is an error now, not at first use
         self.device = choose_device(device, "a faithful run is on the CPU" if self.quirks.description else "")
         self.backend: Backend = self.device.backend(on_work)
-        if self.quirks.activation_bits:
-            from llamagpu.backends.cpu.faithful import RoundingCPUBackend
+        if self.quirks.activation_bits or self.quirks.multiplies_penalty:
+            from llamagpu.backends.cpu.faithful import FaithfulCPUBackend
 
-            self.backend = RoundingCPUBackend(self.quirks.activation_bits, self.quirks.activation_group)
+            self.backend = FaithfulCPUBackend(self.quirks)
         self.model = load_model(
             checkpoint, self.backend, lambda n: on_work("loading the weights", n, checkpoint.nbytes), recurrent
         )
@@ -183,8 +183,11 @@ class LLM:
     @property
     def default_sampling(self) -> SamplingParams:
         """How tokens are drawn where nothing else is asked for: a micro_rwkv's as by its own script, which has no other
-        way; what the makers of other models suggest is shown by ``info`` alone."""
-        suggested: Mapping[str, Any] = self.checkpoint.sampling if self.config.architecture == MICRO_RWKV else {}
+        way; what the makers of other models suggest is shown by ``info`` alone. A faithful run draws in the order of
+        its program."""
+        suggested: dict[str, Any] = dict(self.checkpoint.sampling) if self.config.architecture == MICRO_RWKV else {}
+        if self.quirks.sampler_order:
+            suggested["sampler_order"] = self.quirks.sampler_order
         return SamplingParams(**suggested)
 
     def generate(
@@ -199,17 +202,34 @@ class LLM:
         seed: int | None = None,
         stop: Sequence[str] = (),
         on_prompt_tokens: Callable[[int], None] = lambda n: None,
+        ignore_eos: bool = False,
+        sampler_order: str | None = None,
     ) -> Generation:
         """Continue ``prompt``: iterate over the result for text as it is made (see SamplingParams for the numbers, and
         ``default_sampling`` for what is not given).
 
         stop: texts before which to end. on_prompt_tokens: called with the size of each chunk of the prompt once it is
-        read. The prompt must fit the context: it is never cut (a micro_rwkv looks at its last
-        ``most_seen`` tokens). Raises UsageError for values out of range.
+        read. ignore_eos: go on past the tokens that end a text, until a stop text comes or max_tokens are made. The
+        prompt must fit the context: it is never cut (a micro_rwkv looks at its last ``most_seen`` tokens).
+        Raises UsageError for values out of range.
         """
-        asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed, sampler_order)
         params = replace(self.default_sampling, **asked)
-        return Generation(self, prompt, max_tokens, params, stop, on_prompt_tokens)
+        return Generation(self, prompt, max_tokens, params, stop, on_prompt_tokens, ignore_eos)
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Ids of a text that is continued, as they are run."""
+        tokens = self.tokenizer.encode(prompt, add_bos=self.quirks.adds_bos)
+        if not prompt and self.quirks.greedy_tokenizer:
+            tokens += self.tokenizer.encode_text("")  # the space that every prompt of rllama begins with
+        return [*tokens, *tokens[-1:]] if self.quirks.repeats_last_prompt_token else tokens
+
+    def ends(self, ignore_eos: bool = False) -> set[int] | None:
+        """The tokens that alone end a text that is continued; None: all that the model knows as ends."""
+        if ignore_eos or self.quirks.ends is None:
+            return set() if ignore_eos else None
+        named = {"bos": self.tokenizer.bos_id, "eos": self.tokenizer.eos_id}
+        return {token for name in self.quirks.ends if (token := named[name]) is not None}
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Raw logits after each token, from an empty state: float32 [len(ids), vocab_size]."""

@@ -19,14 +19,18 @@ if TYPE_CHECKING:
     from llamagpu.llm import LLM
 
 
+FORMATS = ("auto", "llamagpu", "llama2rnn")
+
+
 class Memory:
     """A file in which sessions of one model are kept. Format llama2rnn holds the state alone: no ids of tokens, no
     random numbers, no conversation."""
 
-    def __init__(self, path: str, memory_format: str = "llamagpu") -> None:
-        """Raises UsageError where the file could not be written later: before any work is done for it."""
-        if memory_format not in ("llamagpu", "llama2rnn"):
-            raise UsageError(f"memory_format must be llamagpu or llama2rnn, not {memory_format!r}")
+    def __init__(self, path: str, memory_format: str = "auto") -> None:
+        """memory_format: auto is what an existing file is, and llamagpu of a new one. Raises UsageError where the file
+        could not be written later: before any work is done for it."""
+        if memory_format not in FORMATS:
+            raise UsageError(f"memory_format must be auto, llamagpu or llama2rnn, not {memory_format!r}")
         self.path, self.format = Path(path), memory_format
         self._fingerprint: str | None = None
         folder = self.path.resolve().parent
@@ -36,7 +40,10 @@ class Memory:
             raise UsageError(f"cannot write {path}: {folder} is no folder that may be written")
 
     def check(self, llm: LLM) -> None:
-        """Raises UsageError for a model that has no memory of this format."""
+        """Find out the format where none was asked for. Raises UsageError for a model that has no memory of it,
+        ModelFormatError for a file that is none."""
+        if self.format == "auto":
+            self.format = format_of(self.path, llm)
         if self.format == "llama2rnn":
             llama2rnn_memory(llm)
 
@@ -45,6 +52,7 @@ class Memory:
 
     def load(self, llm: LLM) -> tuple[Session, str]:
         """The session that the file holds, and its conversation (see chat.py). Raises ModelFormatError."""
+        self.check(llm)
         session = Session(llm)
         if self.format == "llama2rnn":
             arrays, length = llama2rnn_memory(llm).read_memory(self.path, llm.config)
@@ -91,11 +99,23 @@ class Memory:
             say(f"went on from {self.path}: {count_tokens(n_before)}")
         else:
             session = Session(llm)
-            session.add(llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos))
+            session.add(llm.encode_prompt(prompt))
         if not session.pending:
             why = "the last token is not known" if session.n_unknown else "the text has come to its end"
             raise UsageError(f"there is nothing to begin with, since {why}: give a prompt")
         return session
+
+
+def format_of(path: Path, llm: LLM) -> str:
+    """What a memory file is by its content; what is not there yet becomes llamagpu's. Raises ModelFormatError."""
+    if not llm.config.mem_len or not path.exists() or session_file.is_session(path):
+        return "llamagpu"
+    if llama2rnn_memory(llm).fits(path, llm.config):
+        return "llama2rnn"
+    problem = "is neither a memory of llamagpu nor one of llama2Rnn for this model"
+    raise ModelFormatError(
+        path, "content", problem, "say which it is with --memory_format, or give another --memory FILE"
+    )
 
 
 def llama2rnn_memory(llm: LLM) -> Any:

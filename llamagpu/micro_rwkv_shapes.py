@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from llamagpu.config import ModelConfig
 
 TIME_MIXED, CHANNEL_MIXED = "kvrg", "kr"  # the mixes of a token with the one before it, by what they become
+PARTS = ("weight", "bias")
 
 
-def micro_rwkv_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor, in the order in which a forward pass reads them."""
+def micro_rwkv_shapes(config: ModelConfig, idle_experts: bool = True) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor, in the order in which a forward pass reads them.
+
+    idle_experts: those that the gate weighs and that are never run, too. MicroRWKV itself builds only the active ones.
+    """
     dim, hidden, n_heads = config.dim, config.hidden_dim, config.n_heads
+    n_experts = config.n_experts if idle_experts else config.n_active_experts
     shapes: dict[str, tuple[int, ...]] = {
         "tok_embeddings.weight": (config.vocab_size, dim),
         "position_embeddings.weight": (config.max_seq_len, dim),
@@ -36,10 +43,16 @@ def micro_rwkv_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         linear(f"layers.{i}.grouped_attention.qkvw", 4 * dim, dim)
         linear(f"layers.{i}.grouped_attention.output", dim, dim)
         linear(f"layers.{i}.moe.gate", config.n_experts, dim, bias=True)
-        for a in range(config.n_experts):
+        for a in range(n_experts):
             linear(f"layers.{i}.moe.experts.{a}", config.expert_hidden_dim, dim, bias=True)
         linear(f"layers.{i}.moe.output", dim, config.expert_hidden_dim, bias=True)
     shapes["norm.weight"] = (dim,)
     if config.linear_bias:
         shapes["norm.bias"] = (dim,)
     return shapes
+
+
+def has_idle_experts(config: ModelConfig, names: Iterable[str]) -> bool:
+    """Whether any of the names is of an expert that is never run, in these names or MicroRWKV's."""
+    idle = tuple(f".moe.experts.{a}.{kind}" for a in range(config.n_active_experts, config.n_experts) for kind in PARTS)
+    return bool(idle) and any(name.endswith(idle) for name in names)

@@ -38,20 +38,22 @@ class Window:
 
 
 def windows(
-    tokenizer: Tokenizer, text: str, context: int, stride: int, documents: bool = False, limit: int = 0
-) -> list[Window]:
+    tokenizer: Tokenizer, text: str, context: int, stride: int, documents: bool = False, limit: int = 0,
+    add_bos: bool = True,
+) -> list[Window]:  # fmt: skip
     """The windows of a text, at most ``context`` tokens each, a new one every ``stride`` tokens.
 
     documents: the text is documents, one a line (a doubled newline is within one), each cut at the context. limit: only
-    the first so many documents or windows; 0: all. Raises UsageError where nothing is left to score.
+    the first so many documents or windows; 0: all. add_bos: begin each with the start
+    token. Raises UsageError where nothing is left to score.
     """
     check_whole("context", context, 2, 1 << 40)
     check_whole("stride", stride, 1, context - 1)
     found: list[Window] = []
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    start = [] if tokenizer.bos_id is None or not add_bos else [tokenizer.bos_id]
     if documents:
         parts = [part for part in re.split(r"(?<!\n)\n(?!\n)", text) if part]
-        found = [Window(tokenizer.encode(part)[:context], 1) for part in parts[: limit or None]]
+        found = [Window(tokenizer.encode(part, add_bos)[:context], 1) for part in parts[: limit or None]]
     else:
         ids, room, scored = tokenizer.encode(text, add_bos=False), context - len(start), 0
         for at in range(0, len(ids), stride):
@@ -67,12 +69,12 @@ def windows(
     return found
 
 
-def stream(tokenizer: Tokenizer, text: str, n_tokens: int | None = None) -> Window:
+def stream(tokenizer: Tokenizer, text: str, n_tokens: int | None = None, add_bos: bool = True) -> Window:
     """The text, or its first n_tokens, as one window of any length behind the start token. Raises UsageError."""
     if n_tokens is not None:
         check_whole("tokens", n_tokens, 1, 1 << 40)
     ids = tokenizer.encode(text, add_bos=False)[:n_tokens]
-    window = Window(ids if tokenizer.bos_id is None else [tokenizer.bos_id, *ids], 1)
+    window = Window(ids if tokenizer.bos_id is None or not add_bos else [tokenizer.bos_id, *ids], 1)
     if window.n_scored < 1:
         raise UsageError("the text is too short: a token is scored by what comes before it, so two are needed")
     return window

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llamagpu.bench_command import check_output, write
+from llamagpu.commands import about_faithful
 from llamagpu.errors import UsageError, printable
 from llamagpu.llm import LLM, load
 from llamagpu.models.window import window_and_sinks
@@ -18,6 +19,9 @@ from llamagpu.sampling import check_whole
 from llamagpu.terminal import ProgressBar, human_bytes, say
 
 LONGEST_WINDOW = 2048
+# The quirks of other programs (Quirks) that matter to a text which is read, and to one whose tokens are given
+OF_TOKENS = ("activation_bits", "rope_layout")
+OF_A_TEXT = (*OF_TOKENS, "adds_bos", "greedy_tokenizer")
 
 
 def perplexity(
@@ -33,6 +37,7 @@ def perplexity(
     tokens: int | None = None,
     kv_bits: int = 16,
     recurrent: bool = False,
+    faithful: bool = False,
     device: str = "auto",
     tokenizer: str | None = None,
     json: str | None = None,
@@ -51,6 +56,7 @@ def perplexity(
         tokens: With --window, only the first so many tokens. By default all.
         kv_bits: 8 keeps keys and values as whole numbers with a scale per head.
         recurrent: Of a micro_rwkv run the recurrent part alone: an approximation that is not the model.
+        faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
         device: auto, cuda, cuda:N or cpu.
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         json: Write every figure to this file, too.
@@ -64,13 +70,18 @@ def perplexity(
         if kept[0] and given:
             raise UsageError(f"--{name} does not go with --window, which reads the text as one stream")
     content = read_text(text)
-    llm = load(model, device, tokenizer, kv_bits=kv_bits, window=kept[0], sinks=kept[1], recurrent=recurrent)
+    llm = load(
+        model, device, tokenizer,
+        faithful=faithful, kv_bits=kv_bits, window=kept[0], sinks=kept[1], recurrent=recurrent,
+    )  # fmt: skip
     if kept[0]:
-        parts = [stream(llm.tokenizer, content, tokens)]
+        parts = [stream(llm.tokenizer, content, tokens, llm.quirks.adds_bos)]
     else:
         parts = cut(llm, content, llm.longest, context, stride, documents, limit)
     say_notes(llm)
     say(f"running on {llm.device.description}")
+    if faithful:
+        say(about_faithful(llm, *OF_A_TEXT))
     bar = bar_of(parts)
     scored = score(llm, parts, bar.advance)
     bar.close()
@@ -93,6 +104,7 @@ def compare(
     limit: int = 0,
     kv_bits: int = 16,
     recurrent: bool = False,
+    faithful: bool = False,
     device: str = "auto",
     tokenizer: str | None = None,
     json: str | None = None,
@@ -109,16 +121,21 @@ def compare(
         limit: Only the first so many windows or documents. 0: all.
         kv_bits: Of MODEL_B: 8 keeps keys and values as whole numbers with a scale per head.
         recurrent: Of MODEL_B, a micro_rwkv, run the recurrent part alone: what the approximation costs.
+        faithful: Of MODEL_B: compute as the program that the file comes from, on the CPU: what its rounding costs.
         device: auto, cuda, cuda:N or cpu.
         tokenizer: The tokenizer file, where MODEL_A does not hold it and it is not beside it.
         json: Write every figure to this file, too.
     """
     check_output("json", json)
     content = read_text(text)
-    a, b = load(model_a, device, tokenizer), load(model_b, device, kv_bits=kv_bits, recurrent=recurrent)
+    a = load(model_a, device, tokenizer)
+    b = load(model_b, device, kv_bits=kv_bits, recurrent=recurrent, faithful=faithful)
     parts = cut(a, content, min(a.longest, b.longest), context, stride, documents, limit)
     say_notes(a, b)
-    say(f"running on {a.device.description}")
+    for description in dict.fromkeys((a.device.description, b.device.description)):
+        say(f"running on {description}")
+    if faithful:
+        say(about_faithful(b, *OF_TOKENS))
     bar = bar_of(parts)
     found = compare_models(a, b, parts, bar.advance)
     bar.close()
@@ -156,7 +173,8 @@ def cut(
     check_whole("limit", limit, 0, 1 << 40)
     if documents and stride is not None:
         raise UsageError("--stride is for windows of one text, not for documents")
-    return windows(llm.tokenizer, text, size, max(1, size // 2) if stride is None else stride, documents, limit)
+    stride = max(1, size // 2) if stride is None else stride
+    return windows(llm.tokenizer, text, size, stride, documents, limit, llm.quirks.adds_bos)
 
 
 def say_notes(*models: LLM) -> None:

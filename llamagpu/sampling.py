@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,19 +13,23 @@ from llamagpu.errors import UsageError
 MASK64 = (1 << 64) - 1
 WEIGHT_BITS = 40  # the weight of the most likely token is 2^40; one of 2^-40 its probability gets 0
 LARGEST_INVERSE_TEMPERATURE = 1e30
+STEPS = ("top_k", "top_p", "min_p", "temperature")
+DEFAULT_ORDER = ",".join(STEPS)  # llama.cpp's
+TEMPERATURE_FIRST = "temperature,top_k,top_p,min_p"
 DAMAGED_LOGITS = "the model computed logits that are not numbers: its weights are damaged"
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Order of work, as in llama.cpp: repetition penalty, top-k, top-p, min-p, temperature, draw.
+    """Order of work: repetition penalty, then what ``sampler_order`` names (as in llama.cpp), then the draw.
 
-    temperature: 0 is greedy; the filters before it see the distribution at temperature 1.
+    temperature: 0 is greedy; the filters before it see the distribution at temperature 1, those after it at this one.
     top_k: keep the k most likely tokens; 0 keeps all. top_p: keep the fewest most likely tokens that together have
     this probability; 1 keeps all. min_p: drop tokens below this fraction of the best one's probability; 0 keeps all.
     repetition_penalty: logits of tokens already in the context are divided by it where positive and multiplied
     where negative; 1 changes nothing, above 1 discourages.
     seed: same seed and logits, same tokens, on every machine; None draws a fresh one.
+    sampler_order: the four steps, each once, with commas between them (or semicolons, as llama.cpp has them).
     """
 
     temperature: float = 0.8
@@ -33,6 +38,7 @@ class SamplingParams:
     min_p: float = 0.05
     repetition_penalty: float = 1.0
     seed: int | None = None
+    sampler_order: str = DEFAULT_ORDER
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature, 0, 1e6)
@@ -42,6 +48,16 @@ class SamplingParams:
         check_number("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
         if self.seed is not None:
             check_whole("seed", self.seed, 0, MASK64)
+        steps = re.split(r"\s*[,;]\s*", self.sampler_order.strip()) if isinstance(self.sampler_order, str) else []
+        if sorted(steps) != sorted(STEPS):
+            named = f"{', '.join(STEPS[:-1])} and {STEPS[-1]}"
+            raise UsageError(f"sampler_order must name {named}, each once, not {str(self.sampler_order)[:80]!r}")
+        object.__setattr__(self, "sampler_order", ",".join(steps))
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The steps, the first one first."""
+        return tuple(self.sampler_order.split(","))
 
     def with_seed(self) -> SamplingParams:
         """The same with a fresh 32-bit seed where there was none, so that it can be told to the user."""
@@ -55,9 +71,11 @@ def asked_for(
     min_p: float | None,
     repetition_penalty: float,
     seed: int | None,
+    sampler_order: str | None = None,
 ) -> dict[str, Any]:
     """Those that are given, by name, for ``dataclasses.replace``. Raises UsageError for values out of range."""
-    named = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    named: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    named |= {"sampler_order": sampler_order}
     given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     given["repetition_penalty"] = repetition_penalty
     SamplingParams(**given)

@@ -26,6 +26,7 @@ class MicroShape:
     num_active_experts: int = 2
     expert_dim: int = 9  # 10 wide
     bias: bool = False
+    idle_experts: bool = True  # whether the file has experts that are not run, which MicroRWKV itself does not build
 
     def model_args(self, **more: Any) -> dict[str, Any]:
         return {
@@ -76,7 +77,7 @@ def micro_state(shape: MicroShape, seed: int = 0) -> dict[str, Floats]:
         linear(f"{block}.grouped_attn.qkvw", 4 * c, c, False)
         linear(f"{block}.grouped_attn.out", c, c, False)
         linear(f"{block}.moe.gate", shape.num_experts, c, True)
-        for a in range(shape.num_experts):
+        for a in range(shape.num_experts if shape.idle_experts else shape.num_active_experts):
             linear(f"{block}.moe.experts.{a}", width, c, True)
         linear(f"{block}.moe.fc", c, width, True)
     norm("transformer.ln_f", shape.bias)

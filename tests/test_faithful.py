@@ -12,12 +12,20 @@ import pytest
 
 import llamagpu
 from llamagpu import devices, tokenizers
-from llamagpu.backends.cpu.faithful import round_activations
+from llamagpu.backends.cpu.faithful import multiply_penalty, round_activations
+from llamagpu.chat import Chat
+from llamagpu.chat_templates import choose_template
 from llamagpu.checkpoint import Quirks
+from llamagpu.commands import run
 from llamagpu.errors import UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.llm import LLM
+from llamagpu.memory import Memory
+from llamagpu.perplexity import log_softmax
+from llamagpu.quality_commands import compare, perplexity
 from llamagpu.quantization import Int8Matrix
+from llamagpu.sampling import DEFAULT_ORDER, TEMPERATURE_FIRST, SamplingParams
+from llamagpu.session import Session
 from tests import simple_llama_files
 from tests.llama2rs_files import SHAPE as RS_SHAPE
 from tests.llama2rs_files import llama2rs_file
@@ -27,6 +35,7 @@ from tests.simple_llama_files import MATRICES, quantized_bytes, simple_llama_fil
 from tests.small_files import Floats, Shape, q8_groups, random_weights, tokenizer_bin, v2_bytes
 from tests.test_cli import GREEDY, fails
 from tests.test_cli import llamagpu as command
+from tests.torch_files import write_meta
 
 IDS = [1, 7, 30, 7, 2]
 
@@ -139,6 +148,8 @@ def test_the_last_prompt_token_is_run_twice_and_nothing_comes_first(
     for token in generation.tokens:
         assert token == int(llm.logits(ids)[-1].argmax())
         ids.append(token)
+    memory = Memory(str(simple_model.parent / "a.memory"))
+    assert memory.go_on(llm, "on the").tokens == generation.prompt_tokens
     ordinary = llamagpu.load(simple_model, "cpu").generate("on the")
     assert ordinary.prompt_tokens == [1, *prompt]
     with pytest.raises(UsageError, match="no start token"):
@@ -173,12 +184,12 @@ def test_only_the_cpu_is_faithful(simple_model: Path, small_model: Path, monkeyp
     assert devices.choose_device("auto").name == "cuda:0"  # where nothing forbids it
 
 
-def test_a_model_without_quirks_is_as_ever(small_model: Path) -> None:
-    plain, faithful = llamagpu.load(small_model, "cpu"), llamagpu.load(small_model, "cpu", faithful=True)
+def test_a_model_without_quirks_is_as_ever() -> None:
+    plain, faithful = llamagpu.load("demo", "cpu"), llamagpu.load("demo", "cpu", faithful=True)
     assert faithful.quirks == Quirks()
     np.testing.assert_array_equal(plain.logits(IDS), faithful.logits(IDS))
     with pytest.raises(llamagpu.DeviceError):  # --device means what it always does
-        llamagpu.load(small_model, "cuda:99", faithful=True)
+        llamagpu.load("demo", "cuda:99", faithful=True)
 
 
 class Greedy:
@@ -228,15 +239,15 @@ def test_the_command_says_what_it_reproduces(simple_model: Path, tmp_path: Path)
     assert "running on the CPU" in notices
     assert ": a faithful run is on the CPU\n" in notices
     rounding = f"activations in {bits} bits, " if bits else ""
-    assert f"faithful to simple-llama: {rounding}last prompt token twice, no start token\n" in notices
+    assert f"faithful to simple-llama: {rounding}last prompt token twice, no start token, EOS alone ends" in notices
     message = fails("run", simple_model, "on the", "--faithful", "--device", "cuda", status=2)
     assert "--device cuda cannot be used: a faithful run is on the CPU" in message
 
 
-def test_the_command_says_where_there_is_nothing_to_reproduce(small_model: Path) -> None:
-    result = command("run", small_model, "on the", *GREEDY, "--faithful")
-    assert "--faithful changes nothing: of llama2.c version 0 (float32) no quirks are known\n" in result.stderr.decode()
-    assert result.stdout == command("run", small_model, "on the", *GREEDY).stdout
+def test_the_command_says_where_there_is_nothing_to_reproduce() -> None:
+    result = command("run", "demo", "on the", *GREEDY, "--faithful")
+    assert "--faithful changes nothing: of llamagpu " in result.stderr.decode()
+    assert result.stdout == command("run", "demo", "on the", *GREEDY).stdout
 
 
 @pytest.mark.parametrize("make", [lambda: llama2rs_file("C", act_order=True).data, lambda: simple_llama_file(8)[0]])
@@ -247,3 +258,130 @@ def test_run_and_info_take_these_files(make: Any, tmp_path: Path) -> None:
     expected = "".join(llamagpu.load(path, "cpu").generate("on the", max_tokens=12, temperature=0))
     assert command("run", path, "on the", *GREEDY).stdout.decode() == expected
     assert open_checkpoint(path).format in command("info", path).stdout.decode()
+
+
+def test_tokens_are_drawn_in_the_order_of_the_program(small_model: Path) -> None:
+    quirks = open_checkpoint(small_model).quirks
+    assert quirks.sampler_order == TEMPERATURE_FIRST
+    faithful, ordinary = llamagpu.load(small_model, "cpu", faithful=True), llamagpu.load(small_model, "cpu")
+    options: dict[str, Any] = {
+        "temperature": 9.0,
+        "top_k": 0,
+        "top_p": 0.3,
+        "min_p": 0.0,
+        "seed": 1,
+        "ignore_eos": True,
+    }
+    texts = ["".join(llm.generate("on", 12, **options)) for llm in (ordinary, faithful)]
+    assert texts[0] != texts[1]
+    assert "".join(ordinary.generate("on", 12, sampler_order=TEMPERATURE_FIRST, **options)) == texts[1]
+    assert "".join(faithful.generate("on", 12, sampler_order=DEFAULT_ORDER, **options)) == texts[0]
+
+
+def test_rllama(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its penalty: below 1 discourages, for each time anew. Its order: top-p of all tokens, then top-k."""
+    shape = Shape(vocab_size=512)
+    demo = open_checkpoint(Path(llamagpu.__file__).parent / "demo.bin")
+    assert demo.tokenizer is not None
+    folder = write_meta(tmp_path / "meta", replace(shape, vocab_size=demo.config.vocab_size))
+    (folder / "tokenizer.model").write_bytes(demo.tokenizer.data)
+    llm = llamagpu.load(folder, "cpu", faithful=True)
+    assert llm.default_sampling.sampler_order == "temperature,top_p,top_k,min_p"
+    space = llm.tokenizer.encode_text("")
+    assert llm.generate("").prompt_tokens == [1, *space]
+    assert len(space) == 1
+    assert llamagpu.load(folder, "cpu").generate("").prompt_tokens == [1]
+
+    logits, counts = np.array([2, -2, 2, 0, 4], np.float32), np.array([1, 1, 2, 3, 0], np.int32)
+    np.testing.assert_allclose(multiply_penalty(logits, counts, 0.5), [1, -4, 0.5, 0, 4])
+    np.testing.assert_allclose(multiply_penalty(logits, counts, 2), [4, -1, 8, 0, 4])
+    assert np.isfinite(multiply_penalty(logits, counts * 100_000, 0.5)).all()
+    assert (multiply_penalty(logits, counts * 0, 0.5) == logits).all()
+    greedy = {"temperature": 0, "max_tokens": 12}
+    repeats = [len(set(ids_of(llm, repetition_penalty=penalty, **greedy))) for penalty in (0.3, 1.0, 3.0)]
+    assert repeats[0] == 12  # each token once: all others are less likely
+    assert repeats[2] == 1
+    assert len(set(ids_of(llamagpu.load(folder, "cpu"), repetition_penalty=0.3, **greedy))) == 1  # as ours means it
+    for faithful, notice in ((True, "a repetition penalty below 1 discourages"), (False, "encourages tokens that are")):
+        run(str(folder), "on", device="cpu", faithful=faithful, repetition_penalty=0.8, max_tokens=2)
+        shown = capsys.readouterr().err
+        assert notice in shown
+        assert ("encourages tokens" in shown) != faithful
+
+
+def ids_of(llm: LLM, **options: Any) -> list[int]:
+    generation = llm.generate("the", ignore_eos=True, **options)
+    "".join(generation)
+    return generation.tokens
+
+
+TEXT = "on the other hand the cat, then"
+
+
+def scored(model: Path, text: str, shown: pytest.CaptureFixture[str], **options: Any) -> tuple[float, str]:
+    """Nats a token, and the notices."""
+    shown.readouterr()
+    perplexity(str(model), text, device="cpu", **options)
+    captured = shown.readouterr()
+    return float(captured.out.split()[3]), captured.err
+
+
+def test_perplexity(simple_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a text that begins with no start token, by rounded activations."""
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    bits = open_checkpoint(simple_model).quirks.activation_bits
+    rounding = f"activations in {bits} bits, " if bits else ""
+    for options in ({}, {"window": 20}, {"documents": True}):
+        nats, notices = scored(simple_model, str(text), capsys, faithful=True, **options)
+        assert f"faithful to simple-llama: {rounding}no start token\n" in notices
+        llm = llamagpu.load(simple_model, "cpu", faithful=True)
+        ids = llm.tokenizer.encode(TEXT, add_bos=False)
+        log = log_softmax(llm.logits(ids[:-1]))
+        assert nats == pytest.approx(-log[np.arange(len(ids) - 1), ids[1:]].mean(), abs=2e-5)
+        assert scored(simple_model, str(text), capsys, **options)[0] != nats
+
+
+def test_compare_says_what_the_rounding_costs(
+    simple_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    bits = open_checkpoint(simple_model).quirks.activation_bits
+    compare(str(simple_model), str(simple_model), str(text), device="cpu", faithful=True)
+    shown = capsys.readouterr()
+    assert ("KL divergence   0.00000" in shown.out) == (bits == 0)
+    expected = f"faithful to simple-llama: activations in {bits} bits\n" if bits else "--faithful changes nothing here"
+    assert expected in shown.err
+    compare(str(simple_model), str(simple_model), str(text), device="cpu")
+    shown = capsys.readouterr()
+    assert "KL divergence   0.00000" in shown.out
+    assert "faithful" not in shown.err
+
+
+def test_a_chat(simple_model: Path) -> None:
+    """No start token, and the last token of what is asked twice, at each turn; documents begin without one too."""
+    llm = llamagpu.load(simple_model, "cpu", faithful=True)
+    template = choose_template("llama2", llm)[0]
+    chat = Chat(Session(llm), template, None, SamplingParams(0), 2)
+    "".join(chat.ask("a"))
+    assert chat.answer is not None
+    asked = llm.tokenizer.encode("[INST] a [/INST]", add_bos=False)
+    assert chat.answer.prompt_tokens == [*asked, asked[-1]]
+    np.testing.assert_allclose(chat.answer.tokens[0], llm.logits([*asked, asked[-1]])[-1].argmax())
+    ordinary = llamagpu.load(simple_model, "cpu")
+    assert choose_template("llama2", ordinary)[0].render([{"role": "user", "content": "a"}]).startswith("<s>")
+    document = Chat(Session(llm), template, None, SamplingParams(0), 2)
+    document.read_document("on", lambda n: None)
+    assert document.session.tokens == llm.tokenizer.encode("on", add_bos=False)
+
+
+def test_the_chat_command_says_what_it_reproduces(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(simple_llama_file(8)[0])
+    (tmp_path / "tokenizer.bin").write_bytes(tokenizer_bin())
+    talk = ("chat", path, *GREEDY, "--faithful", "--template", "llama2", "--repetition_penalty", "0.8")
+    result = command(*talk, stdin=b"a\n")
+    assert result.stderr.decode().count("a repetition penalty of 0.8, below 1, encourages") == 1
+    assert "faithful to simple-llama: activations in 8 bits, last prompt token twice" in result.stderr.decode()
+    assert "--device cuda cannot be used: a faithful" in fails("chat", path, "--faithful", "--device", "cuda", status=2)

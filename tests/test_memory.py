@@ -205,7 +205,7 @@ def test_the_fingerprint_is_of_the_contents(small_model: Path, tmp_path: Path) -
 def test_where_it_cannot_be_written_is_said_before_any_work(small_model: Path, tmp_path: Path) -> None:
     assert "is no folder" in fails("run", small_model, "a", "--memory", tmp_path / "no" / "file", status=2)
     assert "is no regular file" in fails("run", small_model, "a", "--memory", tmp_path, status=2)
-    assert "must be llamagpu or llama2rnn" in fails(
+    assert "must be auto, llamagpu or llama2rnn" in fails(
         "run", small_model, "a", "--memory", tmp_path / "a", "--memory_format", "x", status=2
     )
     assert "has keys and values and no memory" in fails(

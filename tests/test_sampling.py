@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +16,8 @@ from llamagpu.chat_command import chat
 from llamagpu.commands import run
 from llamagpu.errors import LlamaGPUError, UsageError
 from llamagpu.formats.micro_rwkv import SAMPLING
-from llamagpu.llm import LLM
-from llamagpu.sampling import SamplingParams, random_u64
+from llamagpu.llm import LLM, load
+from llamagpu.sampling import STEPS, TEMPERATURE_FIRST, SamplingParams, random_u64
 
 Floats = NDArray[np.float32]
 NO_COUNTS = np.zeros(1000, np.int32)
@@ -140,6 +143,80 @@ def test_filters_see_temperature_1_and_work_in_order() -> None:
     assert candidates(logits, params(top_p=0.95, min_p=0.6)).tolist() == [0, 1]
 
 
+def filtered(logits: Floats, p: SamplingParams) -> list[int]:
+    """The steps of an order in float64 probabilities, as llama.cpp has them: each sees what is left, as it then is."""
+    left, temperature = list(range(len(logits))), 1.0
+    for step in p.order:
+        left.sort(key=lambda i: (-logits[i], i))
+        chances = np.exp((logits[left].astype(np.float64) - logits.max()) / temperature)
+        chances /= chances.sum()
+        if step == "temperature":
+            temperature = p.temperature
+        elif step == "top_k":
+            left = left[: p.top_k]
+        elif step == "top_p":
+            left = left[: int((np.cumsum(chances) < p.top_p - 1e-9).sum()) + 1]
+        else:
+            left = [i for i, chance in zip(left, chances, strict=True) if chance >= p.min_p * chances[0]]
+    return sorted(left)
+
+
+ORDERS = [",".join(steps) for steps in itertools.permutations(STEPS)]
+
+
+def test_every_order() -> None:
+    found = set()
+    for temperature, top_k, top_p, min_p in itertools.product((0.5, 1.7), (4, 20), (0.6, 0.9), (0.02, 0.3)):
+        logits = some_logits(60, seed=top_k, spread=1.5)
+        kept = []
+        for order in ORDERS:
+            p = SamplingParams(temperature, top_k, top_p, min_p, seed=1, sampler_order=order)
+            kept.append(candidates(logits, p).tolist())
+            assert kept[-1] == filtered(logits, p), p
+        found.add(tuple(map(tuple, kept)))
+    assert len({order for kept in found for order in zip(ORDERS, kept, strict=True)}) > 2 * len(ORDERS)
+    assert any(len(set(kept)) >= 4 for kept in found)  # the order matters
+
+
+def test_temperature_first_is_the_order_of_llama2c() -> None:
+    """Its top-p sees the distribution at the temperature: a low one leaves few."""
+    logits = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))
+    cool = {"temperature": 0.5, "top_p": 0.75}  # then 0.53, 0.3, 0.13, 0.03
+    assert candidates(logits, params(**cool)).tolist() == [0, 1, 2]
+    assert candidates(logits, replace(params(**cool), sampler_order=TEMPERATURE_FIRST)).tolist() == [0, 1]
+
+
+def test_orders_that_are_refused_and_spellings_that_are_one() -> None:
+    assert SamplingParams().sampler_order == "top_k,top_p,min_p,temperature"  # llama.cpp's
+    spelt = SamplingParams(sampler_order="temperature; top_k;top_p , min_p ")
+    assert spelt.sampler_order == TEMPERATURE_FIRST
+    for order in ("", "top_k", "top_k,top_p,min_p,min_p", "top_k,top_p,min_p,temp", TEMPERATURE_FIRST + ",top_k", 7):
+        with pytest.raises(UsageError, match=r"^sampler_order must name top_k, top_p, min_p and temp"):
+            SamplingParams(sampler_order=order)  # type: ignore[arg-type]
+
+
+def test_the_order_is_taken_from_the_command_and_from_python(
+    small_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"temperature": 9.0, "top_k": 0, "top_p": 0.3, "min_p": 0.0, "seed": 1, "max_tokens": 12}
+    llm = load(small_model, "cpu")
+    texts = {order: "".join(llm.generate("on", sampler_order=order, **options)) for order in (None, TEMPERATURE_FIRST)}
+    assert texts[None] != texts[TEMPERATURE_FIRST]
+    for order, text in texts.items():
+        run(str(small_model), "on", device="cpu", sampler_order=order, **options)
+        assert capsys.readouterr().out == text
+    with pytest.raises(UsageError, match="sampler_order must name"):
+        run("no such file", sampler_order="top_k")
+
+
+def test_a_penalty_below_1_is_said_to_encourage(small_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for penalty, n in ((0.8, 1), (1.0, 0), (1.2, 0)):
+        run(str(small_model), "on", device="cpu", repetition_penalty=penalty, max_tokens=2)
+        notices = capsys.readouterr().err
+        assert notices.count("encourages tokens that are in the context already") == n
+        assert notices.count("as 1.25 does here") == n
+
+
 def test_repetition_penalty_divides_or_multiplies() -> None:
     logits, counts = np.array([2, -2, 0, 3], np.float32), np.array([1, 5, 1, 0], np.int32)
     assert penalize(logits, counts, 2.0).tolist() == [1, -4, 0, 3]
@@ -187,6 +264,11 @@ def test_defaults_are_the_same_everywhere() -> None:
     has otherwise are None there, and in words."""
     of_command, of_call = (inspect.signature(function).parameters for function in (run, LLM.generate))
     for field in fields(SamplingParams):
+        if field.name == "sampler_order":  # of a faithful run that of the program
+            assert f"Default: {field.default}, as in llama.cpp." in (run.__doc__ or "")
+            assert f"Default: {field.default}, as in llama.cpp." in (chat.__doc__ or "")
+            assert of_command[field.name].default is of_call[field.name].default is None
+            continue
         differs = field.name in SAMPLING
         default = None if differs else field.default
         assert of_command[field.name].default == of_call[field.name].default == default, field.name

@@ -7,6 +7,7 @@ a file that is one byte off is refused before anything is read from it.
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from llamagpu.config import LARGEST, REMEDY, ModelConfig
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.mapped_file import CUT_SHORT, MappedFile
 from llamagpu.quantization import Int8Matrix
+from llamagpu.sampling import TEMPERATURE_FIRST
 
 MAGIC = 0x616B3432  # "24ka" on disk
 HEADER_FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
 V0_HEADER_BYTES, V1_HEADER_BYTES = 28, 256
 NORM_EPS = 1e-5  # fixed in llama2.c, not stored
 LARGEST_GROUP = 1 << 20
+RUN = Quirks("llama2.c's run", ends=("bos",), sampler_order=TEMPERATURE_FIRST)
 
 # The order of the blocks, each holding all layers. None: the RoPE tables, which we compute anew.
 V0_ORDER = (
@@ -123,13 +126,13 @@ def read_float32(
                 offset += 4 * count(shape)
     check_length(file, offset, version)
     tensors: dict[str, Tensor] = {name: file.array(at, "<f4", shape, name) for name, at, shape in places}
-    return Checkpoint(file.path, version, config, tensors)
+    return Checkpoint(file.path, version, config, tensors, quirks=RUN)
 
 
 def open_v2(file: MappedFile, config: ModelConfig, group_size: int) -> Checkpoint:
     version = f"llama2.c version 2 (Q8_0, group {group_size})"
     tensors = read_q8(file, config, V1_ORDER, group_size, version)
-    quirks = Quirks("llama2.c's runq", activation_bits=8, activation_group=group_size)
+    quirks = replace(RUN, system="llama2.c's runq", activation_bits=8, activation_group=group_size)
     return Checkpoint(file.path, version, config, tensors, quirks=quirks)
 
 

@@ -14,6 +14,7 @@ from llamagpu.config import LONGEST_MEMORY, MEMORY_LLAMA, REMEDY
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.llama2c import LARGEST_GROUP, MAGIC, V1_HEADER_BYTES, read_config, read_q8
 from llamagpu.formats.mapped_file import CUT_SHORT, MappedFile
+from llamagpu.sampling import TEMPERATURE_FIRST
 
 VERSION = 2
 PLAIN, MEMORY = struct.Struct("<Ii7iBi"), struct.Struct("<Ii7iiBi")  # headers: of llama2.c, of llama2Rnn
@@ -64,5 +65,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     config = read_config(path, tuple(shape), tied_head=tied == 1, architecture=MEMORY_LLAMA, mem_len=mem_len)
     version = f"llama2Rnn memory model (Q8_0, group {group_size})"
     tensors = read_q8(file, config, ORDER, group_size, version)
-    quirks = Quirks("llama2Rnn.c's runqm", activation_bits=8, activation_group=group_size)
+    quirks = Quirks(
+        "llama2Rnn.c's runqm", activation_bits=8, activation_group=group_size, ends=(), sampler_order=TEMPERATURE_FIRST
+    )
     return Checkpoint(path, version, config, tensors, quirks=quirks)

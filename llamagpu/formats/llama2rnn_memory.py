@@ -51,6 +51,11 @@ class Layout:
         return self.memory_bytes + 2 * self.cache_bytes + 4
 
 
+def fits(path: str | Path, config: ModelConfig) -> bool:
+    """Whether a file has a length that such a file of this model has, in either form."""
+    return MappedFile(Path(path)).size in (Layout.of(config).file_bytes, Layout.of(config).memory_bytes)
+
+
 def read_memory(path: str | Path, config: ModelConfig) -> tuple[dict[str, NDArray[np.float32]], int]:
     """Arrays for ``load_state`` of a memory_llama, and its length: the file's position within a chunk.
 

@@ -33,6 +33,7 @@ from llamagpu.quantization.gptq import unpack_words
 
 GROUP_SIZES = (32, 64, 128)
 POSITIONS = 2048  # of every model that llama2.rs exports
+QUIRKS = Quirks("llama2.rs", ends=())
 UNIT = 8  # numbers of 4 bits in a word: what inputs and outputs of a matrix must be multiples of
 ACT_ORDER_LOST = (
     "variant A does not say in which order inputs were quantised: a model quantised with act-order comes out wrong"
@@ -139,9 +140,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     kind = f"variant {layout.variant}, 4-bit GPTQ" if layout.group_size else "float32"
     name, tensors = f"llama2.rs ({kind})", read_tensors(file, config, layout)
     if layout.variant != "A":
-        return Checkpoint(path, name, config, tensors)
+        return Checkpoint(path, name, config, tensors, quirks=QUIRKS)
     # in that time it turned the pairs of llama2.c; what it did later, to heads half turned, is not reproduced
-    quirks = Quirks("llama2.rs", rope_layout="interleaved")
+    quirks = replace(QUIRKS, rope_layout="interleaved")
     return Checkpoint(path, name, config, tensors, notes=(ACT_ORDER_LOST,), quirks=quirks)
 
 

@@ -41,6 +41,13 @@ PARAMS = {
 LOW_FREQ_FACTOR, HIGH_FREQ_FACTOR, POSITIONS_BEFORE_SCALING = 1.0, 4.0, 8192  # of use_scaled_rope, fixed by Meta
 EMBEDDING, OUTPUT, W1 = "tok_embeddings.weight", "output.weight", "layers.0.feed_forward.w1.weight"
 FETCH = "fetch the model's folder again"
+RLLAMA = Quirks(
+    "rllama",
+    greedy_tokenizer=True,
+    ends=("eos",),
+    sampler_order="temperature,top_p,top_k,min_p",  # its top-p is of all tokens, also where top-k leaves few
+    multiplies_penalty=True,
+)
 
 
 META = "Meta checkpoint"
@@ -104,7 +111,7 @@ def read_shards(path: Path, shards: Sequence[TorchFile]) -> Checkpoint:
     check_tensors(path, config, tensors)
     parts = ", unzipped" if unzipped else ""
     parts = f" in {len(shards)} shards{parts}" if len(shards) > 1 else parts
-    quirks = Quirks("rllama", greedy_tokenizer=True) if made_by == META else Quirks()
+    quirks = RLLAMA if made_by == META else Quirks()
     return Checkpoint(path, made_by + parts, config, tensors, notes=notes, quirks=quirks)
 
 

@@ -19,7 +19,7 @@ from llamagpu.checkpoint import Checkpoint, Tensor, check_tensors
 from llamagpu.config import MICRO_RWKV, ModelConfig
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.torch_zip import TensorRef, TorchFile
-from llamagpu.micro_rwkv_shapes import micro_rwkv_shapes
+from llamagpu.micro_rwkv_shapes import has_idle_experts, micro_rwkv_shapes
 
 FLOATS = (np.dtype("<f4"), np.dtype("<f2"), np.dtype(ml_dtypes.bfloat16))
 PREFIX = "_orig_mod."  # of torch.compile
@@ -63,7 +63,7 @@ def read(file: TorchFile) -> Checkpoint:
     whole_vocabulary = root["model_args"]["vocab_size"]
     check_head(file, state)
     tensors: dict[str, Tensor] = {}
-    for name, shape in micro_rwkv_shapes(config).items():
+    for name, shape in micro_rwkv_shapes(config, has_idle_experts(config, state)).items():
         original = name_in_file(name)
         if original not in state:
             raise ModelFormatError(path, original, "is missing", FETCH)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from llamagpu import __version__
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.atomic import atomic_write
+from llamagpu.formats.mapped_file import MappedFile
 from llamagpu.formats.safetensors_file import DTYPES, SafetensorsFile
 
 VERSION = 1
@@ -85,6 +86,13 @@ def checksum(metadata: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) ->
         digest.update(f"\n{name} {NAMES[array.dtype]} {array.shape} ".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def is_session(path: Path) -> bool:
+    """Whether a file begins as these do, damaged or not: with the length of a header of JSON, and that."""
+    file = MappedFile(path)
+    head = file.bytes[:9].tobytes()
+    return head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] <= file.size
 
 
 def read(path: Path, fingerprint: str) -> SavedSession:

@@ -18,10 +18,18 @@ from llamagpu.errors import ModelFormatError
 from llamagpu.formats.llama2c import V1_HEADER_BYTES, check_length, count, read_config, tensor_names
 from llamagpu.formats.mapped_file import CUT_SHORT, MappedFile
 from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix
+from llamagpu.sampling import TEMPERATURE_FIRST
 
 MAGIC = 0x7FDD7F7F
 GROUP_SIZE = 128  # fixed in simple-llama
 ZERO_OF_4_BITS = 8
+QUIRKS = Quirks(
+    "simple-llama",
+    repeats_last_prompt_token=True,
+    adds_bos=False,
+    ends=("eos",),
+    sampler_order=TEMPERATURE_FIRST,
+)
 FLOAT_ORDER = (
     "norm", "tok_embeddings", "output", "attention_norm", "ffn_norm", "attention.wq", "attention.wk", "attention.wv",
     "attention.wo", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3",
@@ -55,7 +63,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             if width % GROUP_SIZE:
                 raise ModelFormatError(path, name, f"is {width}, must be a multiple of {GROUP_SIZE}", REMEDY)
     kind = "float32" if bits == 32 else f"{bits}-bit, group {GROUP_SIZE}"
-    quirks = Quirks("simple-llama", repeats_last_prompt_token=True, adds_bos=False)
+    quirks = QUIRKS
     if bits != 32:
         quirks = replace(quirks, activation_bits=bits, activation_group=GROUP_SIZE)
     name = f"simple-llama version {version} ({kind})"

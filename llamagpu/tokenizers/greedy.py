@@ -29,7 +29,8 @@ class GreedyTokenizer(SentencePieceTokenizer):
         return sorted({len(piece) for piece in self.ids if piece}, reverse=True)
 
     def encode_text(self, text: str) -> list[int]:
-        """A character that begins no piece is left out if it is ASCII, else it ends the text, as in rllama."""
+        """A character that begins no piece is left out if it is ASCII, else it ends the text, as in rllama. An empty
+        text is the space that all begin with."""
         text = "\u2581" + text.replace(" ", "\u2581").replace("\n", NEWLINE)
         ids: list[int] = []
         at = 0

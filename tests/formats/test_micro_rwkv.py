@@ -15,11 +15,12 @@ from llamagpu.checkpoint import tensor_shapes
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import native, open_checkpoint
 from llamagpu.formats.micro_rwkv import read_config
-from llamagpu.llm import model_path
+from llamagpu.llm import LLM, model_path
 from tests.micro_rwkv_files import MicroShape, micro_bytes, micro_checkpoint, micro_state
 from tests.torch_files import BFLOAT16, Saved, View, entries_of, torch_bytes, zip_bytes
 
 SHAPE = MicroShape()
+ACTIVE_ONLY = MicroShape(idle_experts=False)
 
 
 def write(folder: Path, saved: Any, name: str = "ckpt.pt") -> Path:
@@ -97,8 +98,34 @@ def test_a_head_of_equal_values_is_tied_and_another_is_refused(tmp_path: Path) -
         open_checkpoint(write(tmp_path, saved))
 
 
-def test_native_file_round_trip(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(write(tmp_path, micro_checkpoint(MicroShape(bias=True))))
+def test_experts_that_are_not_run_need_not_be_there(tmp_path: Path) -> None:
+    """MicroRWKV builds the active ones alone, and a gate for all."""
+    both = write(tmp_path, micro_checkpoint(SHAPE), "both.pt"), write(tmp_path, micro_checkpoint(ACTIVE_ONLY))
+    full, active = (open_checkpoint(path) for path in both)
+    assert active.config == full.config
+    absent = {f"layers.{i}.moe.experts.2.{part}" for i in (0, 1) for part in ("weight", "bias")}
+    assert full.tensors.keys() - active.tensors.keys() == absent
+    assert np.asarray(active.tensors["layers.0.moe.gate.weight"]).shape == (3, 16)
+    for of_layers in ({0}, {1}):  # some and not all of what is not run: the file is damaged
+        saved = micro_checkpoint(SHAPE)
+        for i in of_layers:
+            del saved["model"][f"transformer.h.{i}.moe.experts.2.weight"]
+        with pytest.raises(ModelFormatError, match=r"moe\.experts\.2\.weight: is missing"):
+            open_checkpoint(write(tmp_path, saved))
+
+
+def test_experts_that_are_not_run_change_nothing(tmp_path: Path) -> None:
+    state = micro_checkpoint(SHAPE)["model"]
+    saved = micro_checkpoint(ACTIVE_ONLY)
+    saved["model"] = {name: state[name] for name in saved["model"]}  # of one seed, others are drawn after fewer
+    both = write(tmp_path, micro_checkpoint(SHAPE), "both.pt"), write(tmp_path, saved)
+    full, active = (LLM(open_checkpoint(path), "cpu").logits([5, 9, 7]) for path in both)
+    np.testing.assert_array_equal(full, active)
+
+
+@pytest.mark.parametrize("shape", [MicroShape(bias=True), ACTIVE_ONLY])
+def test_native_file_round_trip(shape: MicroShape, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write(tmp_path, micro_checkpoint(shape)))
     native.write(tmp_path / "model.bin", checkpoint)
     again = open_checkpoint(tmp_path / "model.bin")
     assert (again.config, again.sampling) == (checkpoint.config, checkpoint.sampling)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from llamagpu.backends.cpu import CPUSampler
 from llamagpu.backends.cpu.sample import sample
 from llamagpu.backends.cuda.device import Device
 from llamagpu.backends.cuda.sampler import SAMPLE_THREADS, SETTINGS, STATE, CUDASampler
-from llamagpu.sampling import SamplingParams
+from llamagpu.sampling import STEPS, SamplingParams
 from tests.kernels.harness import Arrays, Case, Floats, random, twin_tests
 
 DRAWS = 4  # of each case, each from other logits
@@ -77,7 +79,7 @@ def case(vocab_size: int, params: SamplingParams, kind: object = sharp, draws: i
         return {"tokens": np.asarray(tokens, np.int32), "counts": sampler.counts}
 
     words = {name: value for name, value in vars(params).items() if value != getattr(PLAIN, name)}
-    settings = " ".join(f"{name}={value:g}" for name, value in words.items())
+    settings = " ".join(f"{name}={value}" for name, value in words.items())
     return Case(f"{kind.__name__} {vocab_size} {settings}", run, twin, 0.0)  # type: ignore[attr-defined]
 
 
@@ -96,17 +98,24 @@ SETTINGS_TRIED = [
     SamplingParams(1, 1, 0, 1, 1, 6),
     SamplingParams(2, 300, 0.5, 0.001, 1, 2**64 - 1),
 ]
+ORDERS = [",".join(steps) for steps in permutations(STEPS)]
+# no step is idle, and each cuts what the one before leaves: an order that is taken for another gives other tokens
+IN_ORDER = [SamplingParams(temperature, 9, 0.8, 0.06, 1.1, 7, order) for order in ORDERS for temperature in (0.4, 3)]
 VOCABS = (2, 255, 257, 600)
 CASES = [case(vocab_size, params) for vocab_size in VOCABS for params in SETTINGS_TRIED]
 CASES += [case(300, params, kind) for kind in (tied, flat, masked, enormous) for params in SETTINGS_TRIED]
 CASES += [case(5000, params, draws=2) for params in (CHAT, SETTINGS_TRIED[0], SETTINGS_TRIED[5])]
 CASES += [case(40 * SAMPLE_THREADS, SamplingParams(0.8, 5, 1, 0, 1, 9), tied, draws=2)]  # few chunks hold the top 5
+CASES += [case(600, params, draws=2) for params in IN_ORDER]
+CASES += [case(300, params, tied, draws=2) for params in IN_ORDER[::3]]
+CASES += [case(5000, SamplingParams(1.5, 40, 0.9, 0.01, 1, 3, order), draws=2) for order in ORDERS[::5]]
 SMALL = [case(300, params, kind, draws=1) for kind in (sharp, tied) for params in (SETTINGS_TRIED[1], CHAT)]
 SMALL += [
     case(300, PLAIN, draws=1),
     case(300, SETTINGS_TRIED[4], draws=1),
     case(520, SamplingParams(1, 2, 0.9, 0, 1.1, 1), draws=2),
 ]
+SMALL += [case(300, IN_ORDER[i], draws=1) for i in (0, 13, 22, 33, 46)]
 # two equal weights of 2^40 and draws at the border between them: the last of the first token, the first of the second
 BORDERS = [SamplingParams(1, 0, 1, 0, 1, seed_drawing(number)) for number in (2**63 - 1, 2**63)]
 SMALL += [case(2, params, flat, draws=1) for params in BORDERS]
@@ -141,4 +150,4 @@ def test_draws_at_a_border() -> None:
 
 
 def test_structs_have_the_sizes_of_the_kernel() -> None:
-    assert (SETTINGS.itemsize, STATE.itemsize) == (40, 16)
+    assert (SETTINGS.itemsize, STATE.itemsize) == (48, 16)

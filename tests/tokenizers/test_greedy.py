@@ -32,6 +32,7 @@ def test_the_known_ids_of_llama(data: Path) -> None:
     assert greedy.encode(text) == [1, 20972, 29879, 526, 5051, 13162, 983]
     assert bpe.encode(text) == [1, 11796, 414, 526, 5051, 752, 10123]
     assert greedy.encode("The meaning of life is") == bpe.encode("The meaning of life is")
+    assert greedy.encode_text("") == [29871]  # a prompt begins with a space, also an empty one
     assert greedy.encode("a\nb")[2:] == [13, 29890]
     assert greedy.encode("a</s>b<0x41>")[2:] == [2, 29890, 3 + 0x41]
     # Characters that are no piece, though their bytes are: ASCII is left out, anything else ends the text.

@@ -1,8 +1,8 @@
-"""The CPU backend with activations rounded before each product, as programs do that multiply whole numbers.
+"""The CPU backend with what other programs do otherwise: mostly, activations rounded before each product.
 
-They add up products of whole numbers group by group and then apply both scales (llama2.c's runq, simple-llama). Here
-the rounded activations are float32 again and go through the ordinary products: the same sums, but for float32's own
-rounding.
+Programs that multiply whole numbers add up their products group by group and then apply both scales (llama2.c's runq,
+simple-llama). Here the rounded activations are float32 again and go through the ordinary products: the same sums, but
+for float32's own rounding.
 """
 
 from __future__ import annotations
@@ -10,17 +10,36 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagpu.backends.cpu import CPUBackend, Floats, Weight
+from llamagpu.backends.cpu import CPUBackend, CPUSampler, Floats, Weight
+from llamagpu.backends.cpu.sample import penalize
+from llamagpu.checkpoint import Quirks
+from llamagpu.sampling import SamplingParams
 
 
-class RoundingCPUBackend(CPUBackend):
-    """bits: 4 or 8. group_size: neighbours of a vector that share a scale."""
+class FaithfulCPUBackend(CPUBackend):
+    """The CPU with the quirks of a program: of products, and of the repetition penalty."""
 
-    def __init__(self, bits: int, group_size: int) -> None:
-        self.bits, self.group_size = bits, group_size
+    def __init__(self, quirks: Quirks) -> None:
+        self.quirks = quirks
 
     def linear(self, x: Floats, w: Weight) -> Floats:
-        return super().linear(round_activations(x, self.bits, self.group_size), w)
+        if self.quirks.activation_bits:
+            x = round_activations(x, self.quirks.activation_bits, self.quirks.activation_group)
+        return super().linear(x, w)
+
+    def sampler(self, params: SamplingParams, vocab_size: int) -> CPUSampler:
+        return CPUSampler(params, vocab_size, multiply_penalty if self.quirks.multiplies_penalty else penalize)
+
+
+def multiply_penalty(logits: Floats, counts: NDArray[np.int32], penalty: float) -> Floats:
+    """rllama's repetition penalty, as its author means it: logits times penalty^count, so that below 1 discourages.
+
+    A negative logit is divided: times a number below 1 it would be larger. (rllama itself multiplies; and by a mistake
+    it does so to token 0 alone, which is not repeated here.)
+    """
+    factor = np.clip(np.power(float(penalty), counts, dtype=np.float64), 1e-30, 1e30).astype(np.float32)
+    with np.errstate(over="ignore"):  # to -inf, where a token came a thousand times: it is not said again
+        return np.asarray(np.where(logits > 0, logits * factor, logits / factor), np.float32)
 
 
 def round_activations(x: Floats, bits: int, group_size: int) -> Floats:

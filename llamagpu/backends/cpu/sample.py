@@ -7,6 +7,8 @@ same everywhere; sums of whole numbers do not depend on their order, so a GPU ma
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,6 +57,9 @@ def penalize(logits: NDArray[np.float32], counts: NDArray[np.int32], penalty: fl
     return np.where(counts > 0, np.where(logits > 0, logits / p, logits * p), logits)
 
 
+Penalize = Callable[[NDArray[np.float32], NDArray[np.int32], float], NDArray[np.float32]]
+
+
 def most_likely(logits: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Ids of the k largest logits, largest first, lower id first among equals."""
     if k < logits.size:
@@ -68,19 +73,32 @@ def most_likely(logits: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
 
 def candidates(logits: NDArray[np.float32], params: SamplingParams) -> NDArray[np.int64]:
-    """Ids that top-k, top-p and min-p leave, in rising order."""
-    ids = most_likely(logits, params.top_k or logits.size)
-    weights = exp_weights(logits[ids], logits.max())
-    if params.top_p < 1:
-        sums = np.cumsum(weights)
-        needed = (int(sums[-1]) * round(params.top_p * 2**32)) >> 32
-        n_kept = int(np.searchsorted(sums, max(needed, 1))) + 1
-        ids, weights = ids[:n_kept], weights[:n_kept]
-    smallest_weight = round(params.min_p * 2**32) << (WEIGHT_BITS - 32)
-    return np.sort(ids[weights >= smallest_weight])
+    """Ids that top-k, top-p and min-p leave, in rising order. Each sees what the steps before it have left."""
+    ids, largest, inverse_temperature = np.arange(logits.size), logits.max(), 1.0
+    for step in params.order:
+        if step == "temperature":
+            inverse_temperature = inverse_of(params.temperature)
+        elif step == "top_k" and 0 < params.top_k < ids.size:
+            ids = ids[most_likely(logits[ids], params.top_k)]
+        elif step == "top_p" and params.top_p < 1:
+            ids = ids[most_likely(logits[ids], ids.size)]
+            sums = np.cumsum(exp_weights(logits[ids], largest, inverse_temperature))
+            needed = (int(sums[-1]) * round(params.top_p * 2**32)) >> 32
+            ids = ids[: int(np.searchsorted(sums, max(needed, 1))) + 1]
+        elif step == "min_p" and params.min_p > 0:
+            smallest_weight = round(params.min_p * 2**32) << (WEIGHT_BITS - 32)
+            ids = ids[exp_weights(logits[ids], largest, inverse_temperature) >= smallest_weight]
+    return np.sort(ids)
 
 
-def sample(logits: NDArray[np.float32], counts: NDArray[np.int32], params: SamplingParams, step: int) -> int:
+def inverse_of(temperature: float) -> float:
+    return min(1 / temperature, LARGEST_INVERSE_TEMPERATURE)
+
+
+def sample(
+    logits: NDArray[np.float32], counts: NDArray[np.int32], params: SamplingParams, step: int,
+    penalize: Penalize = penalize,
+) -> int:  # fmt: skip
     """The next token. logits: float32 [vocab_size]; counts: how often each token is in the context so far.
 
     Draw ``step`` of ``params.seed`` picks r in [0, sum of weights), and the token is the first, by id, at which the
@@ -95,8 +113,7 @@ def sample(logits: NDArray[np.float32], counts: NDArray[np.int32], params: Sampl
     if params.temperature == 0:
         return int(np.argmax(logits))
     ids = candidates(logits, params)
-    inverse_temperature = min(1 / params.temperature, LARGEST_INVERSE_TEMPERATURE)
-    sums = np.cumsum(exp_weights(logits[ids], largest, inverse_temperature))
+    sums = np.cumsum(exp_weights(logits[ids], largest, inverse_of(params.temperature)))
     assert params.seed is not None, "SamplingParams.with_seed() comes first"
     draw = (random_u64(params.seed, step) * int(sums[-1])) >> 64
     return int(ids[np.searchsorted(sums, draw, side="right")])

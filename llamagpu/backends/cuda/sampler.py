@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llamagpu.backends.cuda.device import Device, DeviceArray, i32
-from llamagpu.sampling import LARGEST_INVERSE_TEMPERATURE, WEIGHT_BITS, SamplingParams
+from llamagpu.sampling import LARGEST_INVERSE_TEMPERATURE, STEPS, WEIGHT_BITS, SamplingParams
 
 SAMPLE_THREADS = 256  # and logits per chunk; kernels/sample.cu
 RING_SIZE = 64  # tokens that the host may be behind
@@ -17,6 +17,7 @@ SETTINGS = np.dtype(
     [
         ("seed", np.uint64), ("top_p", np.uint64), ("min_weight", np.uint64), ("inverse_temperature", np.float32),
         ("repetition_penalty", np.float32), ("top_k", np.int32), ("greedy", np.int32),
+        ("order", np.int32), ("unused", np.int32),
     ]
 )  # fmt: skip
 STATE = np.dtype([("n_drawn", np.uint64), ("n_made", np.uint32), ("unused", np.int32)])
@@ -34,6 +35,7 @@ def settings_of(params: SamplingParams) -> np.ndarray[tuple[int], np.dtype[np.vo
     settings["repetition_penalty"] = params.repetition_penalty
     settings["top_k"] = min(params.top_k, 2**31 - 1)
     settings["greedy"] = params.temperature == 0
+    settings["order"] = sum(STEPS.index(step) << 2 * i for i, step in enumerate(params.order))
     return settings
 
 
