@@ -1,4 +1,4 @@
-"""What scripts/measure/seed_programs compares of each seed system: files made here, given to their program and to ours."""
+"""What scripts/measure/seed_programs compares: files made here, given to each system's own program and to ours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import seed_originals as theirs
 from numpy.typing import NDArray
 from seed_files import (
     Shape,
-    Weights,
     random_weights,
     tokenizer_bin,
     write_int8,
@@ -33,7 +32,7 @@ PROMPT, N_TOKENS, SPEED_TOKENS = "once there was a hat", 32, 64
 STORIES = Shape(288, 768, 6, 6)  # of stories15M
 MEMORY = Shape(288, 768, 6, 6, mem_len=32)
 SMALL = Shape(64, 128, 2, 4, 512)  # for logits: so few numbers are rounded that hardly one falls beside a half
-SMALL_MEMORY = Shape(64, 128, 2, 4, 512, 64, mem_len=32)
+SMALL_MEMORY = Shape(64, 128, 2, 4, 512, 128, mem_len=64)
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def check_llama2c(given: Given) -> Found:
             given.get(f"llama2c_{program}_library"), "llama2c", model, bool(how)))  # fmt: skip
         flag = f"llama2c_{program}_model"
         yield row(name, f"text, a file of theirs, {kind}", lambda flag=flag, how=how, program=program: same_text(  # type: ignore[misc]
-            theirs.llama2c(given.get(f"llama2c_{program}"), given.get(flag), given.get("llama2c_tokenizer"), PROMPT, 200,
+            theirs.llama2c(given.get(f"llama2c_{program}"), given.get(flag), given.get("llama2c_tokenizer"), PROMPT, 200,  # noqa: E501
                            threads),
             ours(given.get(flag), given.get("llama2c_tokenizer"), PROMPT, 200, threads, *how)))  # fmt: skip
         yield from in_turn(
@@ -175,10 +174,10 @@ def library_near(library: Path, kind: str, model: Path, faithful: bool) -> tuple
 
 
 def check_llama2rnn(given: Given) -> Found:
-    system, threads, m = "llama2Rnn", given.threads, MEMORY.mem_len
-    model = write_int8(given.folder / "memory.bin", MEMORY, random_weights(MEMORY, 2), 32)
-    small = write_int8(given.folder / "small_memory.bin", SMALL_MEMORY, random_weights(SMALL_MEMORY, 4), 32)
-    tokenizer = c_tokenizer(given)
+    system, threads, m = "llama2Rnn", given.threads, SMALL_MEMORY.mem_len
+    model = write_int8(given.folder / "small_memory.bin", SMALL_MEMORY, random_weights(SMALL_MEMORY, 4), 32)
+    large = write_int8(given.folder / "memory.bin", MEMORY, random_weights(MEMORY, 2), 32)
+    tokenizer, large_tokenizer = c_tokenizer(given, SMALL_MEMORY.vocab_size), c_tokenizer(given)
 
     def program(n_steps: int, memory: Path | None = None) -> Said:
         return theirs.llama2c(given.get("llama2rnn"), model, tokenizer, PROMPT, n_steps, threads, memory)
@@ -187,19 +186,21 @@ def check_llama2rnn(given: Given) -> Found:
         return ours(model, tokenizer, PROMPT, n_steps, threads, "--faithful", *more)
 
     yield row(system, "text over chunk boundaries", lambda: same_text(program(3 * m), text(3 * m)))
-    yield row(system, "logits", lambda: library_near(given.get("llama2rnn_library"), "llama2rnn", small, True))
+    yield row(system, "logits", lambda: library_near(given.get("llama2rnn_library"), "llama2rnn", model, True))
     for n_steps, where in ((m // 2, "within a chunk"), (m, "at a chunk's end"), (2 * m + 5, "in the third chunk")):
         yield row(system, f"their memory file, {where}: logits of what follows",
-                  lambda n_steps=n_steps: memory_logits(given, small, n_steps))  # type: ignore[misc]  # fmt: skip
-        yield row(system, f"our memory file, {where}: their text from it and from their own",
+                  lambda n_steps=n_steps: memory_logits(given, model, n_steps))  # type: ignore[misc]  # fmt: skip
+        yield row(system, f"our memory file, {where}: their text from it, from their own",
                   lambda n_steps=n_steps: our_memory(given, model, n_steps, program))  # type: ignore[misc]  # fmt: skip
         yield row(system, f"chat, resumed {where}",
                   lambda n_steps=n_steps: chats(given, model, tokenizer, n_steps, program))  # type: ignore[misc]  # fmt: skip
     yield row(system, "chat, begun", lambda: chats(given, model, tokenizer, 0, program))
     yield row(system, "text past start and end tokens", lambda: past_ends(given))
     yield from in_turn(
-        given, system, "stories15M's shape and a memory of 32", lambda: program(SPEED_TOKENS), lambda: ours(
-            model, tokenizer, PROMPT, SPEED_TOKENS, threads))  # fmt: skip
+        given, system, "stories15M's shape and a memory of 32",
+        lambda: theirs.llama2c(given.get("llama2rnn"), large, large_tokenizer, PROMPT, SPEED_TOKENS, threads),
+        lambda: ours(large, large_tokenizer, PROMPT, SPEED_TOKENS, threads),
+    )  # fmt: skip
 
 
 def memory_logits(given: Given, model: Path, n_steps: int) -> tuple[str, bool]:
@@ -211,7 +212,7 @@ def memory_logits(given: Given, model: Path, n_steps: int) -> tuple[str, bool]:
     shutil.copy(path, kept)
     llm = llamagpu.load(model, "cpu", faithful=True)
     ids = ids_of(llm, 9)
-    library, first = given.get("llama2rnn_library"), n_steps % MEMORY.mem_len
+    library, first = given.get("llama2rnn_library"), n_steps % SMALL_MEMORY.mem_len
     a = theirs.library_logits(library, "llama2rnn", model, ids, llm.config.vocab_size, path, first)
     session, _ = Memory(str(kept), "llama2rnn").load(llm)
     rows = []
@@ -226,14 +227,14 @@ def our_memory(given: Given, model: Path, n_steps: int, program: Callable[..., S
     own, made = given.folder / "theirs.memory", given.folder / "ours.memory"
     own.unlink(missing_ok=True)
     program(n_steps, own)
-    llm = llamagpu.load(model, "cpu", c_tokenizer(given), faithful=True)
+    llm = llamagpu.load(model, "cpu", c_tokenizer(given, SMALL_MEMORY.vocab_size), faithful=True)
     session = Session(llm)
     generation = llm.generate(PROMPT, max_tokens=max(n_steps, 1), temperature=0)
     "".join(generation)
     session.add([*generation.prompt_tokens, *generation.tokens][:n_steps])
     Memory(str(made), "llama2rnn").save(session)
     # the original goes on from position p with the first token of its prompt and then with what it draws
-    return same_text(program(n_steps + N_TOKENS, own), program(n_steps % MEMORY.mem_len + N_TOKENS, made), "")
+    return same_text(program(n_steps + N_TOKENS, own), program(n_steps % SMALL_MEMORY.mem_len + N_TOKENS, made), "")
 
 
 def chats(given: Given, model: Path, tokenizer: Path, n_steps: int, program: Callable[..., Said]) -> tuple[str, bool]:
@@ -243,24 +244,26 @@ def chats(given: Given, model: Path, tokenizer: Path, n_steps: int, program: Cal
     if n_steps:
         program(n_steps, own)
         shutil.copy(own, copy)
-    said = theirs.llama2c_chat(given.get("llama2rnn"), model, tokenizer, ["ha"], own, given.threads, MEMORY.mem_len - 1)
-    said = Said(said.text.rpartition("Assistant: ")[2].rstrip("\n"), 0, 0)
+    said = theirs.llama2c_chat(
+        given.get("llama2rnn"), model, tokenizer, ["ha"], own, given.threads, SMALL_MEMORY.mem_len - 1
+    )
+    said = Said(said.text.rpartition("Assistant: ")[2].strip(), 0, 0)
     flags = ["--faithful", "--memory", str(copy), "--memory_format", "llama2rnn", "--max_tokens", "64"]
     mine = theirs.our_chat(model, tokenizer, ["ha"], given.threads, *flags)
-    return same_text(said, Said(mine.text.lstrip(" "), 0, 0), "")
+    return same_text(said, Said(mine.text.strip(), 0, 0), "")
 
 
 def past_ends(given: Given) -> tuple[str, bool]:
     """A head that likes the start and the end token: they come, and the text goes on."""
-    weights = random_weights(MEMORY, 2)
-    rows = np.random.default_rng(4).standard_normal((2, MEMORY.dim), np.float32)
-    weights["wcls"][1:3] = rows * np.float32(1.05 * MEMORY.dim**-0.5)
-    model = write_int8(given.folder / "ends.bin", MEMORY, weights, 32)
-    tokenizer, n = c_tokenizer(given), 200
+    weights = random_weights(SMALL_MEMORY, 4)
+    rows = np.random.default_rng(4).standard_normal((2, SMALL_MEMORY.dim), np.float32)
+    weights["wcls"][1:3] = rows * np.float32(2 * SMALL_MEMORY.dim**-0.5)
+    model = write_int8(given.folder / "ends.bin", SMALL_MEMORY, weights, 32)
+    tokenizer, n = c_tokenizer(given, SMALL_MEMORY.vocab_size), 200
     a = theirs.llama2c(given.get("llama2rnn"), model, tokenizer, PROMPT, n, given.threads)
     b = ours(model, tokenizer, PROMPT, n, given.threads, "--faithful")
     n_ends = a.text.count("<s>") + a.text.count("</s>")
-    text, same = same_text(theirs.without_ends(a), theirs.without_ends(b))
+    text, same = same_text(theirs.without_ends(a), theirs.without_ends(b), PROMPT.replace(" ", ""))
     return f"{text}; {n_ends} such tokens on the way", same and n_ends > 0
 
 
@@ -269,7 +272,6 @@ def check_simple_llama(given: Given) -> Found:
     weights = random_weights(shape, 6)
     for bits, kind, name in ((32, "f32", "llama.bin"), (8, "q8", "llama_q8.bin"), (4, "q4", "llama_q4.bin")):
         model = write_simple_llama(given.folder / name, shape, weights, bits)
-        faithful = ("--faithful",)
 
         def library() -> Path:
             return given.get("simple_llama") / "build"
@@ -281,7 +283,7 @@ def check_simple_llama(given: Given) -> Found:
         def text(n: int, *how: str, model: Path = model) -> Said:
             return ours(model, given.get("tokenizer_model"), PROMPT, n, threads, *how)
 
-        yield row(system, f"text, {kind}", lambda p=program, t=text: same_text(p(N_TOKENS), t(N_TOKENS, *faithful)))  # type: ignore[misc]
+        yield row(system, f"text, {kind}", lambda p=program, t=text: same_text(p(N_TOKENS), t(N_TOKENS, "--faithful")))  # type: ignore[misc]
         yield row(system, f"logits, {kind}", lambda model=model, kind=kind, library=library: library_near(  # type: ignore[misc]
             library() / "libllama.so", kind, model, True))  # fmt: skip
         if bits != 32:
@@ -329,7 +331,7 @@ def check_llama2rs(given: Given) -> Found:
         yield row(system, f"text, {what}{note}", lambda p=program, t=text, prompt=prompt: same_text(  # type: ignore[misc]
             p(N_TOKENS), t(N_TOKENS, "--faithful"), prompt))  # fmt: skip
         if variant == "C" and not without_queries:
-            yield from in_turn(given, system, f"{shape.dim} x {shape.n_layers}, GPTQ", lambda p=program: p(SPEED_TOKENS),  # type: ignore[misc]
+            yield from in_turn(given, system, f"{shape.dim} x {shape.n_layers}, GPTQ", lambda p=program: p(SPEED_TOKENS),  # type: ignore[misc]  # noqa: E501
                                lambda t=text: t(SPEED_TOKENS))  # type: ignore[misc]  # fmt: skip
 
 
@@ -351,8 +353,11 @@ def check_rllama(given: Given) -> Found:
                                    (1, "Computers are pretty complica", "text, a prompt that BPE reads otherwise"),
                                    (1, "", "text, empty prompt")):  # fmt: skip
         yield row(system, what, lambda s=n_shards, p=prompt: same_text(program(s, p), text(s, p), p))  # type: ignore[misc]
-    yield row(system, "text, repetition penalty 0.8", lambda: same_text(
-        program(1, PROMPT, "--repetition-penalty", "0.8"), text(1, PROMPT, "--repetition_penalty", "0.8")))  # fmt: skip
+    penalty = ("--repetition-penalty", "0.8")
+    yield row(system, "their text with a repetition penalty of 0.8 and without", lambda: same_text(
+        program(1, PROMPT, *penalty), program(1, PROMPT)))  # fmt: skip
+    yield row(system, "text, repetition penalty 0.8, which theirs applies to token 0 alone", lambda: same_text(
+        program(1, PROMPT, *penalty), text(1, PROMPT, "--repetition_penalty", "0.8")))  # fmt: skip
 
     def their_speed() -> Said:
         """It says whole milliseconds: the time of more tokens less that of fewer."""
@@ -376,12 +381,18 @@ def micro_logits(given: Given, active: int) -> tuple[str, bool]:
     checkpoint = given.folder / f"micro{active}.pt"
     a = theirs.micro_rwkv(given.get("torch_python"), given.get("micro_rwkv"), checkpoint, args, texts, given.threads)
     llm = llamagpu.load(checkpoint, "cpu")
-    text, same = near(a, np.array([llm.logits(ids)[-1] for ids in texts]), 1e-3)
+    text, same = near(a, np.array([last_logits(llm, ids) for ids in texts]), 1e-3)
     return f"{text}; texts of {', '.join(str(len(ids)) for ids in texts)} tokens", same
+
+
+def last_logits(llm: LLM, ids: list[int]) -> NDArray[np.float32]:
+    """Of the last token alone: those before are of other texts, since this model also looks ahead."""
+    logits = llm.model.forward(ids, llm.model.new_state(llm.state_options(len(ids))))
+    last: NDArray[np.float32] = np.asarray(logits, np.float32).reshape(-1, llm.config.vocab_size)[-1]
+    return last
 
 
 CHECKS: dict[str, Callable[[Given], Found]] = {
     "llama2.c": check_llama2c, "llama2Rnn": check_llama2rnn, "llama2.rs": check_llama2rs,
     "MicroRWKV": check_micro_rwkv, "rllama": check_rllama, "simple-llama": check_simple_llama,
 }  # fmt: skip
-__all__ = ["CHECKS", "Given", "Row", "Speed", "Weights"]

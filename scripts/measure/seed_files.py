@@ -60,7 +60,7 @@ def random_weights(shape: Shape, seed: int) -> Weights:
     out["wcls"][:N_SPECIAL] = 0
     if shape.mem_len:
         out |= {"mem_norm": norm(n, d), "mem_ffn_norm": norm(n, d), "aw1": matrix(n, h, d), "aw2": matrix(n, d, h),
-                "aw3": matrix(n, h, d), "origin_mem": rng.standard_normal((n, shape.mem_len, d), np.float32)}  # fmt: skip
+                "aw3": matrix(n, h, d), "origin_mem": rng.standard_normal((n, shape.mem_len, d), np.float32)}  # fmt: skip  # noqa: E501
     return out
 
 
@@ -187,7 +187,7 @@ class Storage(int):
 class TorchPickler(pickle._Pickler):
     """What torch.save pickles of a dict of float16 arrays: each a tensor over a storage of its own."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch = dict(pickle._Pickler.dispatch)  # noqa: RUF012
 
     def __init__(self, file: Any) -> None:
         super().__init__(file, protocol=2)

@@ -118,15 +118,35 @@ def llama2rs(program: Path, model: Path, tokenizer: Path, prompt: str, n_steps: 
     folder.mkdir(exist_ok=True)
     (folder / "tokenizer.bin").write_bytes(tokenizer.read_bytes())
     flags = ["-c", str(model), "-t", "0", "-s", str(n_steps), "-p", prompt]
-    out, _, seconds = run([program, *([str(model), "0", str(n_steps), prompt] if positional else flags)], threads, folder)
+    out, _, seconds = run(
+        [program, *([str(model), "0", str(n_steps), prompt] if positional else flags)], threads, folder
+    )
     text = out.partition("\nachieved tok/s")[0]
     return Said(text.split("<s>\n")[-1].removeprefix(" "), speed(out), seconds)
 
 
 def rllama(program: Path, model: Path, tokenizer: Path, prompt: str, n_steps: int, threads: int, *more: str) -> Said:
     """Greedy by --top-k 1. n_steps: tokens with the prompt's and the start token."""
-    where: list[str | Path] = ["--model-path", model, "--tokenizer-path", tokenizer, "--param-path", model / "params.json"]
-    how = ["--prompt", prompt, "--max-seq-len", str(n_steps), "--top-k", "1", "--max-threads", str(threads), "-q", *more]
+    where: list[str | Path] = [
+        "--model-path",
+        model,
+        "--tokenizer-path",
+        tokenizer,
+        "--param-path",
+        model / "params.json",
+    ]
+    how = [
+        "--prompt",
+        prompt,
+        "--max-seq-len",
+        str(n_steps),
+        "--top-k",
+        "1",
+        "--max-threads",
+        str(threads),
+        "-q",
+        *more,
+    ]
     out, _, seconds = run([program, *where, *how], threads)
     return Said(out.removesuffix("\n"), 0.0, seconds)
 
@@ -142,7 +162,9 @@ def simple_llama(python: Path, folder: Path, model: Path, tokenizer: Path, promp
     flags = ["--bin", str(model), "--method", "greedy", "--max-toks", str(n_tokens), prompt]
     out, _, seconds = run([python, folder / "run.py", *flags], threads, work, TERM="dumb")
     lines = out.partition("Time to generate first token")[0].replace("\x1b", "\n").split("\n")
-    return Said(next(line for line in reversed(lines) if line.strip()), speed(out, r"Tokens per second: ([\d.]+)"), seconds)
+    return Said(
+        next(line for line in reversed(lines) if line.strip()), speed(out, r"Tokens per second: ([\d.]+)"), seconds
+    )
 
 
 def ours(model: Path, tokenizer: Path | None, prompt: str, n_tokens: int, threads: int, *more: str | Path) -> Said:
@@ -165,9 +187,9 @@ def our_chat(model: Path, tokenizer: Path, turns: Sequence[str], threads: int, *
 
 
 def without_ends(said: Said) -> Said:
-    """Control tokens are printed by some and not by others; runqm says where a start token came."""
+    """Control tokens are printed by some and not by others, and spaces after them; runqm says where a start token came."""
     text = re.sub(r"\ntokens \d+/\d+\n", "", said.text)
-    return Said(re.sub(r"\n?</?s>\n?", "", text), said.tokens_per_s, said.seconds)
+    return Said(re.sub(r"\n?</?s>\n?| ", "", text), said.tokens_per_s, said.seconds)
 
 
 def micro_rwkv(python: Path, folder: Path, checkpoint: Path, model_args: dict[str, Any], texts: list[list[int]],
