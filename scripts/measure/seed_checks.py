@@ -24,6 +24,7 @@ from seed_files import (
 from seed_originals import FailedRun, Said, ours
 
 import llamagpu
+from llamagpu.errors import LlamaGPUError
 from llamagpu.llm import LLM
 from llamagpu.memory import Memory
 from llamagpu.session import Session
@@ -81,7 +82,7 @@ Found = Iterator[Row | Speed]
 def row(system: str, what: str, check: Check) -> Row:
     try:
         result, same = check()
-    except FailedRun as error:
+    except (FailedRun, LlamaGPUError, OSError) as error:
         not_given = str(error).startswith("not given")
         return Row(system, what, "not given in this run" if not_given else f"failed: {error}", None)
     return Row(system, what, result, same)

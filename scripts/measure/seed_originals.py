@@ -187,7 +187,7 @@ def our_chat(model: Path, tokenizer: Path, turns: Sequence[str], threads: int, *
 
 
 def without_ends(said: Said) -> Said:
-    """Control tokens are printed by some and not by others, and spaces after them; runqm says where a start token came."""
+    """Control tokens are printed by some and not by others, and spaces after them; runqm says where a start token came."""  # noqa: E501
     text = re.sub(r"\ntokens \d+/\d+\n", "", said.text)
     return Said(re.sub(r"\n?</?s>\n?| ", "", text), said.tokens_per_s, said.seconds)
 
