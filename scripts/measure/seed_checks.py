@@ -177,7 +177,7 @@ def library_near(library: Path, kind: str, model: Path, faithful: bool) -> tuple
 def check_llama2rnn(given: Given) -> Found:
     system, threads, m = "llama2Rnn", given.threads, SMALL_MEMORY.mem_len
     model = write_int8(given.folder / "small_memory.bin", SMALL_MEMORY, random_weights(SMALL_MEMORY, 4), 32)
-    large = write_int8(given.folder / "memory.bin", MEMORY, random_weights(MEMORY, 2), 32)
+    large = write_int8(given.folder / "memory.bin", MEMORY, random_weights(MEMORY, 2), 32) if given.turns else model
     tokenizer, large_tokenizer = c_tokenizer(given, SMALL_MEMORY.vocab_size), c_tokenizer(given)
 
     def program(n_steps: int, memory: Path | None = None) -> Said:
