@@ -83,7 +83,7 @@ class SentencePieceTokenizer(Tokenizer):
         return piece
 
     def encode_text(self, text: str) -> list[int]:
-        if not self.begins_anew and text[0] == " ":
+        if not self.begins_anew and text[0] in " \u2581":
             return self.encode_more(text)  # the space that opens it is the one that would be put before it
         if not self._users:
             return self.encode_pieces(text)
