@@ -7,6 +7,9 @@ copies and kernels that never ran are errors.
 
 from __future__ import annotations
 
+import math
+import mmap
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -94,6 +97,7 @@ class EmulatedDevice:
         self.recorded: list[Callable[[], None]] | None = None
         self.allocations: dict[int, tuple[NDArray[np.uint8], int, int]] = {}
         self.n_launches = 0
+        self.last_blocks = 0  # of each grid, that are run; 0: all
 
     def empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
         """Memory as cudaMalloc gives it: anything may be in it."""
@@ -114,6 +118,15 @@ class EmulatedDevice:
         copy = self.empty(array.shape, array.dtype)
         copy[...] = array
         return copy
+
+    def sparse(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+        """Zeros without guard bands, of which only what is touched is kept: for arrays of many gigabytes."""
+        n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        with tempfile.TemporaryFile() as file:  # with holes: unlike memory, it may be larger than the machine has
+            file.truncate(n_bytes)
+            whole = np.frombuffer(mmap.mmap(file.fileno(), n_bytes), np.uint8)
+        self.allocations[whole.ctypes.data] = (whole, 0, n_bytes)
+        return whole.view(dtype).reshape(shape)
 
     def repeat(self, block: NDArray[np.uint8], n_bytes: int) -> NDArray[Any]:
         return self.upload(np.resize(block, n_bytes))
@@ -154,7 +167,8 @@ class EmulatedDevice:
             dependent: bool = False,
         ) -> None:
             def run() -> None:
-                module.configure(seed=self.seed)
+                left_out = math.prod(grid) - self.last_blocks if self.last_blocks else 0
+                module.configure(seed=self.seed, first_block=max(0, left_out))
                 function(grid, block, args, shared_memory)
                 self._check_guards(instance, args)
                 self.n_launches += 1

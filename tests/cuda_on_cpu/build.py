@@ -141,14 +141,15 @@ class Module:
 
         self.path = built(f"{Path(name).stem}.so", text + str(flags) + own_sources(), build)
         self.check = check
-        self.seed = 0
+        self.seed = self.first_block = 0
         self.library = ctypes.CDLL(str(self.path))
         self.library.launch.restype = ctypes.c_char_p
-        self.library.launch.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_size_t, ctypes.c_uint64]
+        self.library.launch.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_size_t, ctypes.c_uint64, ctypes.c_size_t]
 
-    def configure(self, seed: int = 0) -> None:
-        """Order of threads and blocks: 0 is first come, first served; every other number is a random order."""
-        self.seed = seed
+    def configure(self, seed: int = 0, first_block: int = 0) -> None:
+        """seed: order of threads and blocks; 0 is first come, first served, every other number is a random order.
+        first_block: blocks before it, x counting fastest, are not run."""
+        self.seed, self.first_block = seed, first_block
 
     @cache  # noqa: B019  modules live as long as the tests
     def function(self, instance: str) -> EmulatedFunction:
@@ -188,7 +189,8 @@ class EmulatedFunction:
             values = [self._value(i, arg) for i, arg in enumerate(args)]
             pointers = (ctypes.c_void_p * max(len(values), 1))(*map(ctypes.addressof, values))
             sizes = [(ctypes.c_uint * 3)(*(*shape, 1, 1)[:3]) for shape in (grid, block)]
-            problem = library.launch(self.entry, pointers, *sizes, shared_memory, self.module.seed)
+            how = (shared_memory, self.module.seed, self.module.first_block)
+            problem = library.launch(self.entry, pointers, *sizes, *how)
         finally:
             if self.module.check:
                 library.forget_memory()

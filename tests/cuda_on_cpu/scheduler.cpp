@@ -315,10 +315,12 @@ __attribute__((weak)) void note_shared_variable(void*, size_t) {}
 
 using namespace emulator;
 
-// Run a kernel. Returns null, or what went wrong.
+// Run a kernel, from a block on: a test of large offsets runs the last blocks of a grid alone. Returns null, or what
+// went wrong.
 extern "C" __attribute__((visibility("default"))) const char* launch(void (*function)(void**), void** arguments,
                                                                      const unsigned* grid, const unsigned* block,
-                                                                     size_t shared_bytes, uint64_t seed) {
+                                                                     size_t shared_bytes, uint64_t seed,
+                                                                     size_t first_block) {
     grid_size = dim3(grid[0], grid[1], grid[2]);
     block_size = dim3(block[0], block[1], block[2]);
     const size_t n = static_cast<size_t>(block[0]) * block[1] * block[2];
@@ -348,10 +350,11 @@ extern "C" __attribute__((visibility("default"))) const char* launch(void (*func
     newest_first = random_state && random_number() % 2;
     begin_checking_launch();
 
-    std::vector<uint32_t> order(n_blocks);
-    for (size_t i = 0; i < n_blocks; i++) order[i] = i;
+    if (first_block >= n_blocks) return "the first block to run is not in the grid";
+    std::vector<uint32_t> order(n_blocks - first_block);
+    for (size_t i = 0; i < order.size(); i++) order[i] = first_block + i;
     if (random_state)
-        for (size_t i = n_blocks; i > 1; i--) std::swap(order[i - 1], order[random_number() % i]);
+        for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[random_number() % i]);
     for (const uint32_t i : order) {
         start_block({i % grid[0], i / grid[0] % grid[1], i / (grid[0] * grid[1])}, i);
         begin_checking_block();

@@ -138,6 +138,11 @@ MEMORIES = [
     )
 ]
 CASES += MEMORIES
+CASES += [  # as many splits as there may be, each with keys of its own: of a share of 64, or of a tile
+    case(kv, heads(8, n_heads, 1, 2), 1, 64 * splits - 3, splits, spare=0)
+    for kv, n_heads in (("float", 1), ("signed char", 9))
+    for splits in (65, 132, 256)
+]
 SMALL = [case(kv, heads(8, n_heads, 1, 300), 1, 130, 2, spare=0) for kv in KV_TYPES for n_heads in (1, 2, 3, 8)]
 SMALL += [case(kv, heads(8, 11, 1, 10), 1, 130, 2, spare=0) for kv in KV_TYPES]
 SMALL += [case("__half", heads(8, 9, 1, 80), 1, 70, 2)]  # threads are left over
@@ -145,4 +150,5 @@ SMALL += [case("__half", heads(8, 9, 1, 36), 1, 70, 2, form="split")]
 SMALL += [case("float", heads(8, 3, 1, 16), 5, 62, 3), case("float", heads(8, 9, 1, 4), 1, 3, 4)]
 SMALL += [case("float", heads(8, 3, 1, 16), 9, 62, 2, window=window) for window in (1, 5, 66)]
 SMALL += MEMORIES[:6]
+SMALL += [case("float", heads(8, 1, 1, 2), 1, 130, splits, spare=0) for splits in (65, 132, 256)]  # most have no key
 test_twin, test_random_orders, test_checking_build, test_small = twin_tests(CASES, SMALL)

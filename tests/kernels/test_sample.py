@@ -54,13 +54,17 @@ def enormous(vocab_size: int, n: int) -> Floats:
     return random(n, vocab_size) * np.float32(1e30)
 
 
-def case(vocab_size: int, params: SamplingParams, kind: object = sharp, draws: int = DRAWS) -> Case:
+def case(
+    vocab_size: int, params: SamplingParams, kind: object = sharp, draws: int = DRAWS, drawn_before: int = 0
+) -> Case:
+    """drawn_before: random numbers that were used before, as when a session goes on; no tokens were made with them."""
     logits: Floats = kind(vocab_size, draws)  # type: ignore[operator]
     prompt = [token for token in PROMPT if token < vocab_size]
 
     def run(device: Device) -> Arrays:
         sampler = CUDASampler(device, params, vocab_size)
         sampler.see(prompt)
+        sampler.skip(drawn_before)
         token, position = device.zeros((1,), np.int32), device.upload(np.asarray([10], np.int32))
         for row in logits:
             sampler.launch(device.upload(row), token, position)
@@ -69,17 +73,19 @@ def case(vocab_size: int, params: SamplingParams, kind: object = sharp, draws: i
         assert device.download(token)[0] == tokens[-1]
         assert device.download(position)[0] == 10 + draws
         state = device.download(sampler.state).view(STATE)
-        assert (state["n_made"][0], state["n_drawn"][0]) == (draws, draws)
+        assert (state["n_made"][0], state["n_drawn"][0]) == (draws, drawn_before + draws)
         return {"tokens": tokens, "counts": device.download(sampler.counts)}
 
     def twin() -> Arrays:
         sampler = CPUSampler(params, vocab_size)
         sampler.see(prompt)
+        sampler.skip(drawn_before)
         tokens = [sampler.sample(row) for row in logits]
         return {"tokens": np.asarray(tokens, np.int32), "counts": sampler.counts}
 
     words = {name: value for name, value in vars(params).items() if value != getattr(PLAIN, name)}
     settings = " ".join(f"{name}={value}" for name, value in words.items())
+    settings += f" after {drawn_before} draws" * bool(drawn_before)
     return Case(f"{kind.__name__} {vocab_size} {settings}", run, twin, 0.0)  # type: ignore[attr-defined]
 
 
@@ -109,9 +115,10 @@ CASES += [case(40 * SAMPLE_THREADS, SamplingParams(0.8, 5, 1, 0, 1, 9), tied, dr
 CASES += [case(600, params, draws=2) for params in IN_ORDER]
 CASES += [case(300, params, tied, draws=2) for params in IN_ORDER[::3]]
 CASES += [case(5000, SamplingParams(1.5, 40, 0.9, 0.01, 1, 3, order), draws=2) for order in ORDERS[::5]]
+CASES += [case(300, params, drawn_before=2**33 + 5) for params in SETTINGS_TRIED]
 SMALL = [case(300, params, kind, draws=1) for kind in (sharp, tied) for params in (SETTINGS_TRIED[1], CHAT)]
 SMALL += [
-    case(300, PLAIN, draws=1),
+    case(300, PLAIN, draws=1, drawn_before=1),
     case(300, SETTINGS_TRIED[4], draws=1),
     case(520, SamplingParams(1, 2, 0.9, 0, 1.1, 1), draws=2),
 ]
