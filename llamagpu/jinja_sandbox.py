@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import pkgutil
+import signal
 import struct
 import subprocess
 import sys
@@ -24,7 +25,8 @@ from typing import Any
 
 from llamagpu.errors import TemplateError, UsageError, printable
 
-MAX_SECONDS, BYTES_A_SECOND = 3.0, 1 << 21  # that much, and more for longer conversations
+# Of a processor: that much, and more for longer conversations. By the clock, WALL times as much on a busy machine.
+MAX_SECONDS, BYTES_A_SECOND, WALL = 3.0, 1 << 21, 5
 START_SECONDS = 60.0  # a cold disk, a busy machine
 # Of a text, in characters: what templates write themselves, and how much they may make of each byte that they get.
 MORE_CHARACTERS, CHARACTERS_A_BYTE = 1 << 18, 8
@@ -113,7 +115,7 @@ class Child:
         assert process.stdin is not None
         assert process.stdout is not None
         self.is_late = False
-        timer = threading.Timer(seconds, self.end_late, (process,))
+        timer = threading.Timer(WALL * seconds, self.end_late, (process,))
         timer.daemon = True
         timer.start()
         try:
@@ -127,24 +129,28 @@ class Child:
         finally:
             timer.cancel()
         if self.is_late:
-            raise ChildError(f"it takes longer than {seconds:.1f} seconds")
+            raise ChildError(f"it takes longer than {WALL * seconds:.1f} seconds by the clock")
         try:
             reply = json.loads(body.decode("utf-8", "surrogatepass"))
         except (ValueError, RecursionError):
             reply = None
         if not isinstance(reply, dict):
-            raise ChildError(self.how_it_ended())
+            raise ChildError(self.how_it_ended(seconds))
         return reply
 
     def end_late(self, process: subprocess.Popen[bytes]) -> None:
         self.is_late = True
         process.kill()
 
-    def how_it_ended(self) -> str:
+    def how_it_ended(self, seconds: float) -> str:
         if self.process is None or not self.is_ready:
             return f"the Python that runs it ({printable(sys.executable)}) does not start, or has no jinja2"
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(1)  # it has closed its pipes: it is about to end by itself, and that says why
         self.process.kill()
         status = self.process.wait()
+        if status == -getattr(signal, "SIGPROF", 0):
+            return f"it takes longer than {seconds:.1f} seconds"
         return f"it takes too much memory, or breaks the Python that runs it (exit status {status})"
 
     def stop(self) -> None:

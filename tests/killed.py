@@ -44,7 +44,7 @@ def main(n: str, file: str, kept: str, refresh: str, stdin: str, dashes: str, *w
     path, rng, seconds = Path(file), random.Random(7), 0.0
     n_kills = n_rounds = 0
     while n_kills < int(n):
-        if int(refresh) and n_kills % int(refresh) == 0:
+        if int(refresh) and n_kills and n_kills % int(refresh) == 0:  # the first kills are of a file that is there
             path.unlink(missing_ok=True)
         options = [word.split("|") for word in words]
         arguments = [option[n_rounds % len(option)] for option in options]

@@ -85,6 +85,15 @@ def test_one_long_call_is_ended(source: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @linux
+def test_a_process_that_stands_still_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja_sandbox, "MAX_SECONDS", 0.1)
+    JinjaTemplate(ECHO).render(HELLO)
+    os.kill(pid(), signal.SIGSTOP)
+    assert "longer than 0.5 seconds by the clock" in problem_of(ECHO)
+    assert JinjaTemplate(ECHO).render(HELLO) == "Hello"
+
+
+@linux
 @pytest.mark.parametrize("source", [FORMATS, LISTS], ids=["format", "lists"])
 def test_memory_has_an_end(source: str) -> None:
     assert re.search("too much memory|too large", problem_of(source))
