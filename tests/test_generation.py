@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import llamagpu
+from llamagpu.backends.cpu import CPUCache
 from llamagpu.backends.cpu.sample import sample
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.generation import StopStrings, positions
@@ -192,3 +194,34 @@ def test_the_demo_tells_a_story() -> None:
     assert generation.stop_reason == "eos"
     assert 300 < len(text) < 1500
     assert text.rstrip().endswith((".", "!"))
+
+
+def test_an_answer_that_is_left_frees_its_state_at_once(llm: LLM) -> None:
+    gc.disable()  # else a cycle might be found by chance
+    try:
+        for _ in llm.generate("the on", max_tokens=20):
+            break
+        assert not [o for o in gc.get_objects() if isinstance(o, CPUCache)]
+    finally:
+        gc.enable()
+
+
+def test_an_answer_goes_on_where_it_was_left(llm: LLM) -> None:
+    whole = list(llm.generate("the on", max_tokens=12, temperature=0))
+    generation = llm.generate("the on", max_tokens=12, temperature=0)
+    begun = []
+    for piece in generation:
+        begun.append(piece)
+        break
+    assert begun + list(generation) == whole
+    assert list(generation) == []
+
+
+def test_an_answer_that_failed_is_over(llm: LLM) -> None:
+    def fail(n: int) -> None:
+        raise KeyboardInterrupt
+
+    generation = llm.generate("the on", on_prompt_tokens=fail)
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(generation))
+    assert (list(generation), generation.stop_reason) == ([], "unfinished")
