@@ -21,6 +21,7 @@ from llamagpu.models.window import window_and_sinks
 from llamagpu.sampling import SamplingParams, asked_for, check_whole
 from llamagpu.session import Session
 from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, human_bytes, say, write_text
+from llamagpu.watched_file import ModelChangedError
 
 HELP = """/save FILE   keep the conversation in a file       /load FILE   go on with one
 /reset       forget the conversation                /stats       tokens, room, speed
@@ -184,6 +185,9 @@ class Room:
             except TemplateError as error:
                 if not self.is_terminal:  # nobody is there to choose another one
                     raise
+                say(f"error: {error}")
+            except ModelChangedError as error:
+                self.llm.check_unchanged()  # which raises it again where no other turn could end otherwise
                 say(f"error: {error}")
             except LlamaGPUError as error:
                 say(f"error: {error}")

@@ -130,6 +130,7 @@ class Answer:
             token = next(self._decoded)
             self.first_token_seconds = time.perf_counter() - start
         else:
+            session.llm.check_unchanged()
             token = next(self._decoded)
             self.decode_seconds += time.perf_counter() - start
             self.decode_steps += 1

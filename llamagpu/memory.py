@@ -76,7 +76,9 @@ class Memory:
         session_file.write(self.path, self.fingerprint(llm), saved)
 
     def fingerprint(self, llm: LLM) -> str:
-        self._fingerprint = self._fingerprint or fingerprint(llm.checkpoint)
+        if self._fingerprint is None:
+            llm.checkpoint.check_unchanged()
+            self._fingerprint = fingerprint(llm.checkpoint)
         return self._fingerprint
 
     def go_on(self, llm: LLM, prompt: str) -> Session:

@@ -91,6 +91,7 @@ class Session:
         llm, logits = self.llm, None
         for at in range(self.n_run, end, chunk):
             part = self.tokens[at : min(at + chunk, end)]
+            llm.check_unchanged()
             logits = llm.model.forward(part, self.state, n_logits=n_logits * int(at + len(part) == end))
             llm.backend.wait()
             on_tokens(len(part))

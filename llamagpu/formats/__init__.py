@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from llamagpu.formats import (
     torch_models,
 )  # fmt: skip
 from llamagpu.formats.mapped_file import check_readable
+from llamagpu.watched_file import watching
 
 
 class Reader(Protocol):
@@ -78,7 +80,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     reader = reader_of(path)
     if reader is not None:
-        return reader.open_checkpoint(path)
+        with watching() as files:
+            checkpoint = reader.open_checkpoint(path)
+        checkpoint = replace(checkpoint, files=tuple(files))
+        checkpoint.check_unchanged()
+        return checkpoint
     if path.is_dir():
         raise ModelFormatError(path, "path", "is a folder without a model in it", "give a model file or its folder")
     if path.name in ("config.json", "params.json", "model.safetensors.index.json"):

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from llamagpu.errors import ModelFormatError
+from llamagpu.watched_file import watch
 
 CUT_SHORT = "the download was cut short or the file is damaged: fetch or export it again"
 
@@ -57,10 +58,13 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.size = check_readable(path)
+        check_readable(path)
         try:
             with open(path, "rb") as file:
+                status = os.fstat(file.fileno())
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.size = len(mapped)
+            watch(path, status, mapped)
             self.bytes: NDArray[np.uint8] = np.frombuffer(mapped, np.uint8)
             _MAPS.add(mapped)
         except (OSError, ValueError) as error:
