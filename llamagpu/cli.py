@@ -14,7 +14,7 @@ from llamagpu.chat_command import chat
 from llamagpu.cli_arguments import Command, help_text, normalize, with_converters
 from llamagpu.commands import doctor, info, run, tokenize
 from llamagpu.convert_command import convert
-from llamagpu.errors import LlamaGPUError, TemplateError, UsageError, first_line
+from llamagpu.errors import LlamaGPUError, TemplateError, UsageError, first_line, printable
 from llamagpu.quality_commands import compare, perplexity
 
 COMMANDS: dict[str, Command] = {
@@ -60,7 +60,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def fail(message: str, status: int = 1) -> int:
-    print(f"llamagpu: error: {message}", file=sys.stderr)
+    print(f"llamagpu: error: {printable(message)}", file=sys.stderr)
     return status
 
 

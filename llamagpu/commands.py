@@ -22,7 +22,7 @@ from llamagpu.memory import Memory
 from llamagpu.model_info import rows_of
 from llamagpu.models.window import window_and_sinks
 from llamagpu.sampling import asked_for, check_whole
-from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, write_text
+from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, visible, write_text
 from llamagpu.tokenizers import open_spec, read_spec
 
 DEMO_PROMPT = "Once upon a time"
@@ -130,7 +130,7 @@ def run(
     if echo:
         write_text(text)
     elif sys.stdout.isatty() and sys.stderr.isatty():
-        print(dim(text), end="", file=sys.stderr, flush=True)
+        print(dim(visible(text)), end="", file=sys.stderr, flush=True)
     with interrupt:
         try:
             for piece in generation:
@@ -217,7 +217,7 @@ def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None
             raise
         about_tokenizer = f"none: {error}"
     for name, value in rows_of(checkpoint, about_tokenizer, positions):
-        print(f"{name:<13} {value}")
+        print(f"{name:<13} {printable(value)}")
 
 
 def tokenize(model: str, text: str, *, tokenizer: str | None = None, bos: bool = True, pieces: bool = False) -> None:
