@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 import os
@@ -39,6 +40,11 @@ def check_readable(path: Path) -> int:
     return status.st_size
 
 
+def cannot_map(path: Path, size: int) -> ModelFormatError:
+    problem = f"is {size} bytes, more than this process may still map"
+    return ModelFormatError(path, "length", problem, "raise its limit of address space (ulimit -v)")
+
+
 _MAPS: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
 
@@ -68,6 +74,8 @@ class MappedFile:
             self.bytes: NDArray[np.uint8] = np.frombuffer(mapped, np.uint8)
             _MAPS.add(mapped)
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                raise cannot_map(path, status.st_size) from None
             raise ModelFormatError(path, "path", f"cannot be mapped ({error})", "copy it to a local disk") from None
 
     def array(self, offset: int, dtype: DTypeLike, shape: tuple[int, ...], field: str) -> NDArray[Any]:
