@@ -125,8 +125,8 @@ class Chat:
                 self._rendered, self._said, self._ended = rendered, "", ""
                 return
         ids = tokenizer.encode_rendered(rendered, self.guard, at_start=self.n_front + session.n_unknown == 0)
-        if self.n_front + session.n_unknown and ids[:1] == [tokenizer.bos_id]:
-            ids = ids[1:]  # the text has begun already
+        if self.n_front and ids[:1] == [tokenizer.bos_id]:
+            ids = ids[1:]  # the text has begun already; after a llama2Rnn memory each turn has its own, as there
         if not self._rendered:
             session.add(ids)
         else:

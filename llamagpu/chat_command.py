@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -16,14 +16,15 @@ from llamagpu.devices import peak_memory_bytes
 from llamagpu.errors import ContextFullError, LlamaGPUError, TemplateError, UsageError, printable
 from llamagpu.generation import MAX_TOKENS, Answer
 from llamagpu.llm import DEMO, LLM, load
-from llamagpu.memory import Memory
+from llamagpu.memory import Memory, length_of
 from llamagpu.models.window import window_and_sinks
 from llamagpu.sampling import SamplingParams, asked_for, check_whole
 from llamagpu.session import Session
-from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, human_bytes, say, write_text
+from llamagpu.terminal import ENDING, Interrupt, ProgressBar, count_tokens, human_bytes, say, write_text
 from llamagpu.watched_file import ModelChangedError
 
 HELP = """/save FILE   keep the conversation in a file       /load FILE   go on with one
+/save! FILE  the same, whatever FILE was before
 /reset       forget the conversation                /stats       tokens, room, speed
 /help        this list                              /quit        end (or Ctrl-D)
 A line that begins with // is said with one /. Ctrl-C stops an answer."""
@@ -84,7 +85,7 @@ def chat(
     """
     asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
-    memory_file = Memory(memory, memory_format) if memory is not None else None
+    memory_file = Memory.held(memory, memory_format) if memory is not None else None
     text = read_prompt(model, None, document) if document is not None else None
     bars: dict[str, ProgressBar] = {}
 
@@ -102,10 +103,15 @@ def chat(
     for note in llm.notes:
         say(printable(note))
     say(": ".join(filter(None, (f"running on {llm.device.description}", llm.device.why_not_gpu))))
-    room.open()
-    if text is not None:
-        room.read_document(text)
-    room.talk()
+    try:
+        with room.ending if memory_file is not None else nullcontext():
+            room.open()
+            if text is not None:
+                room.read_document(text)
+            room.talk()
+    finally:
+        if memory_file is not None:
+            memory_file.release()
 
 
 class Room:
@@ -119,8 +125,10 @@ class Room:
         self.params, self.max_tokens, self.stop = params, max_tokens, stop
         self.tell_time, self.memory = tell_time, memory
         self.is_terminal = sys.stdin.isatty()
+        self.ending = Interrupt(*ENDING)  # of the whole chat, where there is something to save
         self.commands: dict[str, Callable[[str], None]] = {
             "/save": self.save, "/load": self.load, "/reset": self.reset, "/stats": self.stats, "/help": self.help,
+            "/save!": self.save_over,
         }  # fmt: skip
 
     def open(self) -> None:
@@ -140,7 +148,8 @@ class Room:
         template, why = choose_template(known if name == "auto" and known is not None else name, self.llm)
         if name == "auto" and known is not None:
             why = "as in the memory"
-        params = SamplingParams(**{**vars(self.params), "seed": self.params.seed or session.seed}).with_seed()
+        seed = session.seed if self.params.seed is None else self.params.seed  # 0 is a seed like any other
+        params = replace(self.params, seed=seed).with_seed()
         chat = Chat(session, template, self.system, params, self.max_tokens, self.stop)
         if conversation:
             chat.restore(conversation, path)
@@ -151,7 +160,7 @@ class Room:
         session, conversation = memory.load(self.llm)
         self.begin(session, conversation, memory.path)
         n_turns = sum(message["role"] == "user" for message in self.chat.messages)
-        say(f"went on from {memory.path}: {count_tokens(session.length)}, {n_turns} turns")
+        say(f"went on from {memory.path}: {length_of(session)}, {n_turns} turns")
 
     def read_document(self, text: str) -> None:
         bar, interrupt = ProgressBar("reading the document", "tok"), Interrupt()
@@ -160,6 +169,7 @@ class Room:
         def on_tokens(n: int) -> None:
             bar.advance(n)
             interrupt.check()
+            self.ending.check()
 
         with interrupt:
             try:
@@ -169,34 +179,42 @@ class Room:
         say(f"read the document: {count_tokens(n)}")
 
     def talk(self) -> None:
-        for line in self.lines():
-            command, _, argument = line.partition(" ")
-            if command == "/quit":
-                break
-            try:
-                if not line.startswith("/") or line.startswith("//"):
-                    self.turn(line[1:] if line.startswith("//") else line)
-                elif command in self.commands:
-                    self.commands[command](argument.strip())
-                else:
-                    say(f"there is no {printable(command[:40])}: {', '.join(self.commands)}, /quit")
-            except ContextFullError as error:
-                say(f"error: {error}, and nothing of it was read: {self.way_out()}")
-            except TemplateError as error:
-                if not self.is_terminal:  # nobody is there to choose another one
-                    raise
-                say(f"error: {error}")
-            except ModelChangedError as error:
-                self.llm.check_unchanged()  # which raises it again where no other turn could end otherwise
-                say(f"error: {error}")
-            except LlamaGPUError as error:
-                say(f"error: {error}")
+        try:
+            for line in self.lines():
+                if line.partition(" ")[0] == "/quit":
+                    break
+                self.obey(line)
+        except (SystemExit, OSError):  # a signal, or nobody is there any more
+            self.keep()
+            raise
         self.keep()
+
+    def obey(self, line: str) -> None:
+        """Do what a line says: a command, or a turn."""
+        command, _, argument = line.partition(" ")
+        try:
+            if not line.startswith("/") or line.startswith("//"):
+                self.turn(line[1:] if line.startswith("//") else line)
+            elif command in self.commands:
+                self.commands[command](argument.strip())
+            else:
+                say(f"there is no {printable(command[:40])}: {', '.join(self.commands)}, /quit")
+        except ContextFullError as error:
+            say(f"error: {error}, and nothing of it was read: {self.way_out()}")
+        except TemplateError as error:
+            if not self.is_terminal:  # nobody is there to choose another one
+                raise
+            say(f"error: {error}")
+        except ModelChangedError as error:
+            self.llm.check_unchanged()  # which raises it again where no other turn could end otherwise
+            say(f"error: {error}")
+        except LlamaGPUError as error:
+            say(f"error: {error}")
 
     def lines(self) -> Iterator[str]:
         """What the user says, stripped, without empty lines. Ctrl-C clears the line; twice in a row ends it."""
         if not self.is_terminal:
-            for data in sys.stdin.buffer:
+            while data := self.read_bytes():
                 line = data.decode("utf-8", "replace").strip()
                 if line:
                     yield line
@@ -219,11 +237,16 @@ class Room:
                 if n_interrupts == 1:
                     say("Ctrl-C again ends the chat, as Ctrl-D and /quit do")
 
+    def read_bytes(self) -> bytes:
+        with self.ending.waiting():
+            return sys.stdin.buffer.readline()
+
     def read_line(self, prompt: str) -> str:
-        if sys.stdout.isatty():
-            return input(prompt)
-        print(prompt, end="", file=sys.stderr, flush=True)  # stdout has the answers alone
-        line = sys.stdin.readline()
+        with self.ending.waiting():
+            if sys.stdout.isatty():
+                return input(prompt)
+            print(prompt, end="", file=sys.stderr, flush=True)  # stdout has the answers alone
+            line = sys.stdin.readline()
         if not line:
             raise EOFError
         return line
@@ -234,6 +257,7 @@ class Room:
         def on_prompt_tokens(n: int) -> None:
             bar.advance(n)
             interrupt.check()
+            self.ending.check()
 
         pieces = self.chat.ask(f"({now()})  {text}" if self.tell_time else text, on_prompt_tokens, say)
         bar.total = len(self.chat.session.pending)
@@ -244,13 +268,16 @@ class Room:
                     bar.close()
                     write_text(piece)
                     interrupt.check()
+                    self.ending.check()
             except KeyboardInterrupt:
+                if interrupt.at_once:  # nobody knows what the state has seen: it is not to be saved
+                    raise
                 stopped = True
                 answer = self.chat.answer
                 write_text(answer.held_text() if answer is not None else "")
             finally:
+                pieces.close()  # first: the terminal of the bar may be gone
                 bar.close()
-                pieces.close()
         write_text("\n")
         if stopped:
             say("stopped")
@@ -273,17 +300,50 @@ class Room:
         if self.memory is not None:
             self.memory.save(self.chat.session, self.chat.to_json())
 
-    def save(self, argument: str) -> None:
-        if not argument:
+    def save(self, argument: str, force: bool = False) -> None:
+        file = argument.removeprefix("--force ").removesuffix(" --force").strip()
+        if not file or file == "--force":
             raise UsageError("/save needs a file")
-        memory = Memory(argument)
-        memory.save(self.chat.session, self.chat.to_json())
-        say(f"saved {argument}: {count_tokens(self.chat.session.length)}")
+        if self.is_own(file) and self.memory is not None:
+            memory = self.memory
+            self.keep()
+        else:
+            memory = Memory.held(file)
+            try:
+                if force or file != argument or self.may_replace(memory):
+                    memory.save(self.chat.session, self.chat.to_json())
+                else:
+                    say(f"{file} is left as it is")
+                    return
+            finally:
+                memory.release()
+        say(f"saved {memory.path}: {count_tokens(self.chat.session.length)}")
+
+    def save_over(self, argument: str) -> None:
+        self.save(argument, force=True)
+
+    def may_replace(self, memory: Memory) -> bool:
+        """Raises UsageError where there is nobody to be asked."""
+        if not memory.exists() or memory.is_session(self.llm):
+            return True
+        what = f"{memory.path} is there and is not a session of this model"
+        if not self.is_terminal:
+            raise UsageError(f"{what}: it is left as it is, and /save! FILE would replace it")
+        say(printable(what))
+        try:
+            return self.read_line("Replace it? [y/N] ").strip().lower() in ("y", "yes")
+        except (EOFError, KeyboardInterrupt):
+            print(file=sys.stderr)
+            return False
+
+    def is_own(self, file: str) -> bool:
+        """Whether it is the file of --memory, which this process holds."""
+        return self.memory is not None and Path(file).resolve() == self.memory.path.resolve()
 
     def load(self, argument: str) -> None:
         if not argument:
             raise UsageError("/load needs a file")
-        self.take_up(Memory(argument))
+        self.take_up(self.memory if self.memory is not None and self.is_own(argument) else Memory(argument))
 
     def reset(self, argument: str) -> None:
         self.chat.reset()

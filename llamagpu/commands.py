@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import signal
 import sys
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,7 +24,17 @@ from llamagpu.memory import Memory
 from llamagpu.model_info import rows_of
 from llamagpu.models.window import window_and_sinks
 from llamagpu.sampling import asked_for, check_whole
-from llamagpu.terminal import Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, visible, write_text
+from llamagpu.terminal import (
+    ENDING,
+    Interrupt,
+    ProgressBar,
+    count_tokens,
+    dim,
+    human_bytes,
+    say,
+    visible,
+    write_text,
+)  # fmt: skip
 from llamagpu.tokenizers import open_spec, read_spec
 
 DEMO_PROMPT = "Once upon a time"
@@ -83,7 +95,7 @@ def run(
     """
     asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
-    kept = Memory(memory, memory_format) if memory is not None else None
+    kept = Memory.held(memory, memory_format) if memory is not None else None
     goes_on = kept is not None and kept.exists()
     text = "" if goes_on and prompt is None and prompt_file is None else read_prompt(model, prompt, prompt_file)
     bars: dict[str, ProgressBar] = {}
@@ -100,7 +112,8 @@ def run(
     of_window = window_and_sinks(window, sinks)
     llm = load(model, device, tokenizer, context, on_work, faithful, kv_bits, *of_window, memory_update, recurrent)
     sampling = replace(llm.default_sampling, **asked)
-    progress, interrupt = ProgressBar("reading the prompt", "tok"), Interrupt()
+    progress = ProgressBar("reading the prompt", "tok")
+    interrupt = Interrupt(signal.SIGINT, *(ENDING if kept is not None else ()))
     bars["prompt"] = progress
 
     def on_prompt_tokens(n: int) -> None:
@@ -114,8 +127,7 @@ def run(
     else:
         session = kept.go_on(llm, text)
         sampling = replace(sampling, seed=session.seed if seed is None else seed)
-        at_start = not goes_on and not text
-        generation = Answer(session, max_tokens, sampling, stop or [], on_prompt_tokens, at_start)
+        generation = Answer(session, max_tokens, sampling, stop or [], on_prompt_tokens, session.begins)
     progress.total = len(generation.prompt_tokens)
     for note in llm.notes:
         say(printable(note))
@@ -137,13 +149,14 @@ def run(
                 close_bars()
                 write_text(piece)
                 interrupt.check()
-        except KeyboardInterrupt:
-            close_bars()
-            write_text(generation.held_text())
+        except (KeyboardInterrupt, SystemExit, OSError):  # the last: nobody reads the text any more
             generation.close()
-            if kept is not None:
-                kept.save(generation.session)
-            say_end(generation, "interrupted")
+            if kept is not None and not interrupt.at_once:  # then the session may be in the midst of a step
+                kept.save(generation.session)  # before a word is said, since the terminal may be gone
+            with suppress(OSError):
+                close_bars()
+                write_text(generation.held_text())
+                say_end(generation, "interrupted")
             raise
         if kept is not None:
             kept.save(generation.session)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +20,14 @@ from llamagpu.devices import choose_device
 from llamagpu.errors import UsageError, printable
 from llamagpu.formats import huggingface_writer, native, open_checkpoint
 from llamagpu.formats.atomic import atomic_folder
+from llamagpu.formats.leftovers import remove_leftovers
 from llamagpu.formats.mapped_file import forget_pages
 from llamagpu.llm import find_tokenizer, model_path
 from llamagpu.model_info import bytes_of
 from llamagpu.quantization.affine import SMALLEST_GROUP
 from llamagpu.quantize import Recipe, check_floats, output_bytes, quantised
 from llamagpu.sampling import check_whole
-from llamagpu.terminal import ProgressBar, count_tokens, human_bytes, say
+from llamagpu.terminal import ENDING, ProgressBar, count_tokens, handled, human_bytes, say, say_removed
 from llamagpu.tokenizers import Tokenizer
 
 METHODS = ("none", "q8", "q4", "gptq")
@@ -72,6 +72,7 @@ def convert(
     as_folder = format == "huggingface"
     checkpoint = open_checkpoint(model_path(src))
     path = check_out(out, as_folder, force)
+    say_removed(remove_leftovers(path.parent))  # now, since they may hold the space that is needed
     if quantize != "none":
         check_floats(checkpoint)
         if quantize == "gptq" and checkpoint.config.recurrent:
@@ -262,14 +263,5 @@ def terminable() -> Iterator[None]:
     def end(number: int, frame: Any) -> NoReturn:
         raise SystemExit(128 + number)
 
-    before: dict[int, Callable[..., Any] | int | None] = {}
-    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
-        try:
-            before[number] = signal.signal(number, end)
-        except ValueError:  # not in the main thread: then nobody sends it signals
-            break
-    try:
+    with handled(ENDING, end):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import session_file
+from llamagpu.formats.file_lock import FileLock
 from llamagpu.formats.fingerprint import fingerprint
+from llamagpu.formats.leftovers import remove_leftovers
 from llamagpu.formats.session_file import SavedSession
 from llamagpu.generation import PROMPT_CHUNK
 from llamagpu.session import Session
-from llamagpu.terminal import count_tokens, say
+from llamagpu.terminal import count_tokens, say, say_removed
 
 if TYPE_CHECKING:
     from llamagpu.llm import LLM
@@ -29,11 +32,33 @@ class Memory:
             raise UsageError(f"memory_format must be llamagpu or llama2rnn, not {memory_format!r}")
         self.path, self.format = Path(path), memory_format
         self._fingerprint: str | None = None
+        self._lock: FileLock | None = None
+        self._seen: tuple[int, ...] | None = None  # the file as it was when this process last read or wrote it
         folder = self.path.resolve().parent
         if self.path.is_dir() or (os.path.lexists(self.path) and not self.path.is_file()):
             raise UsageError(f"{path} is no regular file: name one to keep the memory in")
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise UsageError(f"cannot write {path}: {folder} is no folder that may be written")
+
+    @classmethod
+    def held(cls, path: str, memory_format: str = "llamagpu") -> Memory:
+        """One that no other process writes until ``release``, or the end. Raises UsageError where one does already.
+
+        What killed processes left beside the file is removed.
+        """
+        memory = cls(path, memory_format)
+        real = memory.path.resolve()
+        memory._lock = FileLock(real)
+        if not memory._lock.acquire():
+            who = f"process {memory._lock.holder}" if memory._lock.holder else "another process"
+            raise UsageError(f"{path} is in use by {who}: end that one first, or name another file")
+        memory._seen = identity(memory.path)
+        say_removed(remove_leftovers(real.parent))
+        return memory
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def check(self, llm: LLM) -> None:
         """Raises UsageError for a model that has no memory of this format."""
@@ -43,26 +68,58 @@ class Memory:
     def exists(self) -> bool:
         return self.path.exists()
 
+    def is_session(self, llm: LLM) -> bool:
+        """Whether the file is one of this model: nothing else may be written over unasked."""
+        try:
+            self._read(llm)
+        except ModelFormatError:
+            return False
+        return True
+
     def load(self, llm: LLM) -> tuple[Session, str]:
         """The session that the file holds, and its conversation (see chat.py). Raises ModelFormatError."""
         session = Session(llm)
-        if self.format == "llama2rnn":
-            arrays, length = llama2rnn_memory(llm).read_memory(self.path, llm.config)
-            saved = SavedSession(arrays, length, [], n_unknown=length)
-        else:
-            saved = session_file.read(self.path, self.fingerprint(llm))
+        self._seen = identity(self.path)
+        saved = self._read(llm)
         try:
             llm.check_tokens(saved.tokens)
-            if saved.length:
+            if saved.arrays:  # not the length: a memory may stand at a chunk's beginning
                 session.restore(dict(saved.arrays), saved.length)
         except (ValueError, UsageError) as error:
             raise ModelFormatError(self.path, "state", str(error), session_file.REMEDY) from None
         session.tokens, session.n_unknown = saved.tokens, saved.n_unknown
-        session.n_drawn, session.seed = saved.n_drawn, saved.seed if saved.n_drawn else None
+        session.n_drawn, session.seed = saved.n_drawn, saved.seed
         return session, saved.chat
 
+    def _read(self, llm: LLM) -> SavedSession:
+        if self.format != "llama2rnn":
+            return session_file.read(self.path, self.fingerprint(llm))
+        arrays, place = llama2rnn_memory(llm).read_memory(self.path, llm.config)
+        length = place or llm.config.mem_len  # at a boundary whole chunks are behind it: never nothing
+        return SavedSession(arrays, length, [], n_unknown=length)
+
     def save(self, session: Session, chat: str = "") -> None:
-        """Raises UsageError where it cannot be written; then the file is as it was."""
+        """Raises UsageError where it cannot be written; then the file is as it was.
+
+        Of a file that is held, but that somebody has changed since it was read, nothing is written over: the session
+        goes on in a file beside it.
+        """
+        if self._lock is not None:
+            self._step_aside()
+        self._write(session, chat)
+        self._seen = identity(self.path)
+
+    def _step_aside(self) -> None:
+        """For where locks do not work, and for programs that know nothing of them."""
+        found = identity(self.path)
+        if found is None or found == self._seen:
+            return
+        changed = self.path
+        names = (changed.with_name(f"{changed.name}.{n}") for n in itertools.count(2))
+        self.path = next(path for path in names if not os.path.lexists(path))
+        say(f"{changed} was changed by another process: this session is kept in {self.path} from now on")
+
+    def _write(self, session: Session, chat: str) -> None:
         llm = session.llm
         if self.format == "llama2rnn":
             module = llama2rnn_memory(llm)
@@ -70,9 +127,8 @@ class Memory:
             module.write_memory(self.path, llm.config, llm.model.save_state(session.state), session.state.length)
             return
         length = session.n_unknown + session.n_run
-        arrays = llm.model.save_state(session.state) if length else {}
-        seed = session.seed or 0
-        saved = SavedSession(arrays, length, session.tokens, session.n_unknown, session.n_drawn, seed, chat)
+        arrays, known = session.arrays(), (session.tokens, session.n_unknown, session.n_drawn, session.seed)
+        saved = SavedSession(arrays, length, *known, chat)
         session_file.write(self.path, self.fingerprint(llm), saved)
 
     def fingerprint(self, llm: LLM) -> str:
@@ -88,9 +144,12 @@ class Memory:
             session, chat = self.load(llm)
             if chat:
                 raise UsageError(f"{self.path} is the memory of a chat: llamagpu chat --memory goes on with it")
-            n_before = session.length
-            session.add(llm.tokenizer.encode_more(prompt))
-            say(f"went on from {self.path}: {count_tokens(n_before)}")
+            before = length_of(session)
+            if session.length:
+                session.add(llm.tokenizer.encode_more(prompt))
+            else:  # it was saved before anything was said
+                session.add(llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos))
+            say(f"went on from {self.path}: {before}")
         else:
             session = Session(llm)
             session.add(llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos))
@@ -98,6 +157,23 @@ class Memory:
             why = "the last token is not known" if session.n_unknown else "the text has come to its end"
             raise UsageError(f"there is nothing to begin with, since {why}: give a prompt")
         return session
+
+
+def identity(path: Path) -> tuple[int, ...] | None:
+    """What changes where a file is replaced or written to; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def length_of(session: Session) -> str:
+    """For a user. Of a text of another program nobody knows how long it is."""
+    n_tokens = count_tokens(len(session.tokens))
+    if not session.n_unknown:
+        return n_tokens
+    return "a text of another program" + (f" and {n_tokens} after it" if session.tokens else "")
 
 
 def llama2rnn_memory(llm: LLM) -> Any:

@@ -119,6 +119,15 @@ class Session:
         self._state = self._new_state(length)
         self.llm.model.load_state(self._state, arrays, length)
 
+    def arrays(self) -> dict[str, Any]:
+        """The state, to be saved. Empty where there is none, which is not the same as one that has seen 0 tokens."""
+        return {} if self._state is None else self.llm.model.save_state(self._state)
+
+    @property
+    def begins(self) -> bool:
+        """Whether nothing but a start token stands before what is to come."""
+        return not self.n_unknown and set(self.tokens) <= {self.llm.tokenizer.bos_id}
+
     def sampler(self, params: SamplingParams) -> Any:
         """One that has seen these tokens and goes on with the random numbers."""
         sampler = self.llm.backend.sampler(params, self.llm.config.vocab_size)

@@ -6,33 +6,78 @@ import os
 import re
 import signal
 import sys
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
 
 from llamagpu.errors import printable
 
+ENDING = tuple({signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)})  # a terminal that closes sends the latter
+
 
 class Interrupt:
-    """While entered, Ctrl-C takes effect where ``check`` is called: between pieces of text, so that none is lost.
+    """While entered, a signal takes effect where ``check`` is called: between pieces of text, so that none is lost.
 
-    A second Ctrl-C raises KeyboardInterrupt at once.
+    SIGINT, Ctrl-C, is raised as KeyboardInterrupt; others as SystemExit with the status that a shell gives them, which
+    is 128 and their number. A second Ctrl-C is raised at once; a second of the others, which come in pairs, is not.
     """
 
-    asked = False
+    def __init__(self, *numbers: int) -> None:
+        """numbers: of signals; SIGINT where none are given."""
+        self.numbers = numbers or (signal.SIGINT,)
+        self.asked = 0  # the signal that came
+        self.at_once = False  # whether it was raised wherever the program was, in the midst of a step perhaps
+        self._stack, self._waits = ExitStack(), False
 
-    def __enter__(self) -> None:
-        self.handler_before = signal.signal(signal.SIGINT, self.ask)
+    def __enter__(self) -> Self:
+        self._stack.enter_context(handled(self.numbers, self.ask))
+        return self
 
     def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGINT, self.handler_before)
+        self._stack.close()
 
-    def ask(self, *signal_and_frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+    def ask(self, number: int, frame: object = None) -> None:
+        self.at_once = bool(self.asked) and number == signal.SIGINT
+        self.asked = number if self.at_once else self.asked or number
+        if self.at_once or self._waits:
+            self.check()
 
     def check(self) -> None:
-        if self.asked:
+        if self.asked == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.asked:
+            raise SystemExit(128 + self.asked)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While a user is waited for, nothing can be lost: a signal takes effect at once."""
+        self._waits = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._waits = False
+
+
+@contextmanager
+def handled(numbers: Iterable[int], handler: Callable[[int, Any], Any]) -> Iterator[None]:
+    """Let ``handler`` have these signals. What is ignored stays so (nohup ignores SIGHUP), but for SIGINT, which each
+    process in the background ignores."""
+    before: dict[int, Any] = {}
+    for number in numbers:
+        known = signal.getsignal(number)
+        if known == signal.SIG_IGN and number != signal.SIGINT:
+            continue
+        try:
+            signal.signal(number, handler)
+        except ValueError:  # not in the main thread: then nobody sends it signals
+            break
+        before[number] = signal.SIG_DFL if known is None else known
+    try:
+        yield
+    finally:
+        for number, known in before.items():
+            signal.signal(number, known)
 
 
 class ProgressBar:
@@ -81,6 +126,12 @@ def write_text(text: str) -> None:
 def say(message: str) -> None:
     """A notice, on one line whatever it quotes."""
     print(f"llamagpu: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def say_removed(names: Iterable[str]) -> None:
+    """Of leftovers.remove_leftovers."""
+    for name in names:
+        say(f"removed {name}, which a process that was killed had not finished")
 
 
 def count_tokens(n: int) -> str:

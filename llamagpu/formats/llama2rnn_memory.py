@@ -21,6 +21,7 @@ from llamagpu.formats.atomic import atomic_write
 from llamagpu.formats.mapped_file import MappedFile
 
 REMEDY = "give the memory file of this model, or leave it out to begin anew"
+PRIVATE = 0o600  # of a new file
 LARGEST = np.float32(1e18)  # of any number in it: beyond, products overflow
 
 
@@ -93,13 +94,21 @@ def write_memory(path: str | Path, config: ModelConfig, arrays: Mapping[str, NDA
     found = {name: array.shape for name, array in arrays.items()}
     if found != {"memory": layout.memory, "keys": shape, "values": shape}:
         raise ValueError(f"arrays of {found} are no state of this model after {length} tokens")
-    with atomic_write(Path(path)) as file:
+    position, path = length % config.mem_len, Path(path).resolve()  # behind a link, the file that it names
+    with atomic_write(path, PRIVATE) as file:
         file.write(np.ascontiguousarray(arrays["memory"], "<f4").data)
         for name in ("keys", "values"):
             slots = np.zeros(layout.cache, "<f4")
             slots[:, :n_slots] = arrays[name].transpose(0, 2, 1, 3).reshape(config.n_layers, n_slots, config.kv_dim)
             file.write(slots.data)
-        file.write(np.int32(length % config.mem_len).astype("<i4").tobytes())
+        file.write(np.int32(position).astype("<i4").tobytes())
+        file.flush()
+        try:
+            back, place = read_memory(file.name, config)
+        except ModelFormatError as error:
+            raise UsageError(f"cannot write {path}: read back, its {error.field} {error.problem}") from None
+        if place != position or not all(np.array_equal(back[name], array) for name, array in arrays.items()):
+            raise UsageError(f"cannot write {path}: what was read back is not what was written")
 
 
 def check_is_memory_model(config: ModelConfig) -> None:

@@ -9,24 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu import __version__
-from llamagpu.errors import ModelFormatError
+from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats.atomic import atomic_write
 from llamagpu.formats.safetensors_file import DTYPES, SafetensorsFile
 
-VERSION = 1
+VERSION = 2
+# What had it in the header, where no reader takes more than 16 MiB or many braces.
+CHAT_IN_HEADER = 1
 REMEDY = "nothing was loaded and the file is left as it is: give another --memory FILE, or move this one away"
 TYPES = {**DTYPES, "I64": np.dtype("<i8"), "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "F64": np.dtype("<f8")}
 NAMES = {dtype: name for name, dtype in TYPES.items()}
-STATE, TOKENS = "state.", "tokens"
+STATE, TOKENS, CONVERSATION = "state.", "tokens", "conversation"
+PRIVATE = 0o600  # of a new file: it holds what somebody has said
 NUMBERS = ("length", "n_unknown", "n_drawn", "seed")
 LARGEST_NUMBER = (1 << 64) - 1
 
@@ -34,34 +37,52 @@ LARGEST_NUMBER = (1 << 64) - 1
 @dataclass(frozen=True)
 class SavedSession:
     """arrays: of ``Model.save_state``, after ``length`` tokens; empty where none were run. tokens: ids of all that was
-    read and said, after n_unknown whose ids are not known. n_drawn: random numbers used of ``seed``. chat: JSON of the
-    conversation, as chat.py writes it; empty for a plain text."""
+    read and said, after n_unknown whose ids are not known. n_drawn: random numbers used of ``seed``, which is None
+    before any was asked for. chat: JSON of the conversation, as chat.py writes it, of any characters; empty for a plain
+    text."""
 
     arrays: Mapping[str, NDArray[Any]]
     length: int
     tokens: list[int]
     n_unknown: int = 0
     n_drawn: int = 0
-    seed: int = 0
+    seed: int | None = None
     chat: str = field(default="", repr=False)
 
 
 def write(path: Path, fingerprint: str, saved: SavedSession) -> None:
-    """Write a whole file, then give it its name. Raises UsageError where that cannot be done."""
+    """Write a whole file, read it back, then give it its name. Raises UsageError, and ``path`` is as it was."""
     arrays = {STATE + name: np.ascontiguousarray(array) for name, array in sorted(saved.arrays.items())}
     arrays[TOKENS] = np.asarray(saved.tokens, np.int32)
+    arrays[CONVERSATION] = np.frombuffer(saved.chat.encode("utf-8", "surrogatepass"), np.uint8)
+    numbers = {name: getattr(saved, name) for name in NUMBERS}
     metadata = {
         "llamagpu.memory_version": str(VERSION),
         "created_by": f"llamagpu {__version__}",
         "fingerprint": fingerprint,
-        **{name: str(getattr(saved, name)) for name in NUMBERS},
-        "chat": saved.chat,
+        **{name: "" if number is None else str(number) for name, number in numbers.items()},
     }
     metadata["checksum"] = checksum(metadata, arrays)
-    with atomic_write(path.resolve()) as file:  # behind a link, the file that it names
-        file.write(header(metadata, arrays))
+    with atomic_write(path.resolve(), PRIVATE) as file:  # behind a link, the file that it names
+        first = header(metadata, arrays)
+        file.write(first)
         for array in arrays.values():
             file.write(array.reshape(-1).view(np.uint8).data)
+        verify(file, path, first, fingerprint)
+
+
+def verify(file: BinaryIO, path: Path, first: bytes, fingerprint: str) -> None:
+    """What was written must be what a reader takes, byte for byte: ``first`` holds the checksum of the rest."""
+    file.flush()
+    written = Path(file.name)
+    try:
+        read(written, fingerprint)
+        with open(written, "rb") as again:
+            same = again.read(len(first)) == first
+    except ModelFormatError as error:
+        raise UsageError(f"cannot write {path}: read back, its {error.field} {error.problem}") from None
+    if not same:
+        raise UsageError(f"cannot write {path}: what was read back is not what was written")
 
 
 def header(metadata: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> bytes:
@@ -98,10 +119,13 @@ def read(path: Path, fingerprint: str) -> SavedSession:
     version = metadata.get("llamagpu.memory_version")
     if version is None:
         raise refuse("llamagpu.memory_version", "is missing: the file is a safetensors file, but no memory of llamagpu")
-    if version != str(VERSION):
-        raise refuse("llamagpu.memory_version", f"is {version[:20]!r}; this version reads {VERSION}")
-    names = list(file.entries)
-    if names[-1:] != [TOKENS] or not all(name.startswith(STATE) for name in names[:-1]):
+    if version not in (str(CHAT_IN_HEADER), str(VERSION)):
+        readable = f"{CHAT_IN_HEADER} and {VERSION}"
+        raise refuse("llamagpu.memory_version", f"is {version[:20]!r}; this version reads {readable}")
+    is_old = version == str(CHAT_IN_HEADER)
+    names, last = list(file.entries), [TOKENS] if is_old else [TOKENS, CONVERSATION]
+    n_state = len(names) - len(last)
+    if names[n_state:] != last or n_state < 0 or not all(name.startswith(STATE) for name in names[:n_state]):
         raise refuse("header", "names other arrays than a memory has")
     arrays = {name: array_of(file, name) for name in names}
     found = file.file.array(0, "u1", (8 + file.header_bytes,), "header").tobytes()
@@ -112,14 +136,30 @@ def read(path: Path, fingerprint: str) -> SavedSession:
     numbers: dict[str, Any] = {}
     for name in NUMBERS:
         text = metadata.get(name, "")
+        if name == "seed" and not text and not is_old:
+            numbers[name] = None
+            continue
         if not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= LARGEST_NUMBER):
             raise refuse(name, f"is {text[:20]!r}, must be a whole number")
         numbers[name] = int(text)
+    if is_old and not numbers["n_drawn"]:
+        numbers["seed"] = None  # it has 0 there for none
     tokens = arrays.pop(TOKENS)
     if tokens.ndim != 1 or tokens.dtype != np.int32 or not numbers["length"] <= numbers["n_unknown"] + len(tokens):
         raise refuse("tokens", f"are fewer than the {numbers['length']} that were run")
+    chat = metadata.get("chat", "") if is_old else text_of(arrays.pop(CONVERSATION), refuse)
     state = {name.removeprefix(STATE): array for name, array in arrays.items()}
-    return SavedSession(state, tokens=tokens.tolist(), chat=metadata.get("chat", ""), **numbers)
+    return SavedSession(state, tokens=tokens.tolist(), chat=chat, **numbers)
+
+
+def text_of(array: NDArray[Any], refuse: Callable[[str, str], ModelFormatError]) -> str:
+    """Of UTF-8, in which surrogates may stand alone: a terminal gives them for bytes that are no characters."""
+    try:
+        if array.ndim == 1 and array.dtype == np.uint8:
+            return array.tobytes().decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        pass
+    raise refuse(CONVERSATION, "is no text")
 
 
 def array_of(file: SafetensorsFile, name: str) -> NDArray[Any]:
