@@ -164,6 +164,7 @@ class Room:
 
     def read_document(self, text: str) -> None:
         bar, interrupt = ProgressBar("reading the document", "tok"), Interrupt()
+        self.chat.session.check_fits(text)
         bar.total = len(self.llm.tokenizer.encode(text))
 
         def on_tokens(n: int) -> None:

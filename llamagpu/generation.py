@@ -173,6 +173,8 @@ class Generation(Answer):
     ) -> None:
         check_answer(max_tokens, stop)
         self.llm, self.prompt = llm, prompt
+        session = Session(llm)
+        session.check_fits(prompt)
         tokens = llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos)
         if not tokens:
             raise UsageError("the prompt is empty and this model has no start token: give a prompt")
@@ -181,7 +183,6 @@ class Generation(Answer):
         n_prompt = len(tokens)
         if n_prompt > llm.longest:
             raise UsageError(f"the prompt is {n_prompt} tokens, the context {llm.context}: shorten the prompt")
-        session = Session(llm)
         session.add(tokens)
         super().__init__(session, max_tokens, params, stop, on_prompt_tokens, at_start=not prompt)
 

@@ -145,6 +145,7 @@ class Memory:
             if chat:
                 raise UsageError(f"{self.path} is the memory of a chat: llamagpu chat --memory goes on with it")
             before = length_of(session)
+            session.check_fits(prompt)
             if session.length:
                 session.add(llm.tokenizer.encode_more(prompt))
             else:  # it was saved before anything was said
@@ -152,6 +153,7 @@ class Memory:
             say(f"went on from {self.path}: {before}")
         else:
             session = Session(llm)
+            session.check_fits(prompt)
             session.add(llm.tokenizer.encode(prompt, add_bos=llm.quirks.adds_bos))
         if not session.pending:
             why = "the last token is not known" if session.n_unknown else "the text has come to its end"

@@ -15,6 +15,7 @@ from llamagpu.tokenizers.last_words import last_words
 from llamagpu.tokenizers.sentencepiece_proto import charsmaps
 
 MAX_GROWTH = 32  # of the longest text that the table of letters makes of one; Unicode's has 18
+SPACES = "  a   a "  # which some models take for one each, or none
 REMEDY = "the file is damaged or no tokenizer.model: fetch it again, or give another --tokenizer"
 
 
@@ -24,6 +25,7 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, data: bytes, path: Path) -> None:
         try:
             longest = max(map(longest_of_charsmap, charsmaps(data)), default=0)
+            self.rewrites = any(charsmaps(data))
             if longest > MAX_GROWTH:
                 raise ValueError(f"it makes {longest} characters of one")
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=data)
@@ -42,6 +44,14 @@ class SentencePieceTokenizer(Tokenizer):
     def controls(self) -> Mapping[str, int]:
         processor = self.processor
         return {processor.id_to_piece(i): i for i in range(self.vocab_size) if processor.is_control(i)}
+
+    @property
+    def longest_piece(self) -> int:
+        """Known where nothing is normalised, and a letter that is no piece becomes its bytes."""
+        rare = [self.processor.is_byte(token) for token in self.processor.encode("\U0010fffd")]
+        if self.rewrites or not all(rare[-4:]) or self.decode(self.encode_text(SPACES)) != SPACES:
+            return 0
+        return max(len(self.token_bytes(token)) for token in range(self.vocab_size))
 
     def encode_text(self, text: str) -> list[int]:
         with last_words("sentencepiece"):

@@ -63,6 +63,10 @@ class RankedTokenizer(Tokenizer):
         # Without control tokens: text never becomes one.
         self.encoding = tiktoken.Encoding(path.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
+    @property
+    def longest_piece(self) -> int:
+        return max(map(len, self.tokens))
+
     def token_bytes(self, token: int) -> bytes:
         return self.tokens[token] if token < len(self.tokens) else b""
 
