@@ -186,10 +186,10 @@ def test_looking_takes_microseconds(small_model: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(small_model.parent)
     checkpoint = open_checkpoint(small_model.name)
     monkeypatch.chdir("/")
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(1000):
         checkpoint.check_unchanged()
-    assert (time.perf_counter() - start) / 1000 < 200e-6
+    assert (time.process_time() - start) / 1000 < 200e-6
     change(small_model)
     with pytest.raises(ModelChangedError):
         checkpoint.check_unchanged()
