@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 
+from llamagpu.address_space import take_buffers, why_too_little
+
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -14,6 +16,10 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 def main() -> None:
     try:
         prepare_streams()
+        if too_little := why_too_little():
+            print(f"llamagpu: error: {too_little}", file=sys.stderr)
+            sys.exit(EXIT_FAILED)
+        take_buffers()
         from llamagpu.cli import run_command  # in here, so that Ctrl-C during the imports ends cleanly too
 
         status = run_command(sys.argv[1:])

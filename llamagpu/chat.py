@@ -72,6 +72,7 @@ class Chat:
     def read_document(self, text: str, on_tokens: Callable[[int], None]) -> int:
         """Let the model read a text, before a new conversation; its tokens. Raises UsageError where it does not fit."""
         session, tokenizer = self.session, self.session.llm.tokenizer
+        session.check_fits(text)
         add_bos = session.llm.quirks.adds_bos
         ids = tokenizer.encode_more(text) if session.length else tokenizer.encode(text, add_bos)
         session.add(ids)
@@ -130,9 +131,11 @@ class Chat:
         if self._rendered:
             more = rest_of(rendered, self._rendered, self._said, self._ended)
             if more is not None:
+                session.check_fits(more.replace(self.guard, ""))
                 session.add(self._as_read(tokenizer.encode_rendered(more, self.guard, at_start=False)))
                 self._rendered, self._said, self._ended = rendered, "", ""
                 return
+        session.check_fits(rendered.replace(self.guard, ""), self.n_front + session.n_unknown)
         ids = tokenizer.encode_rendered(rendered, self.guard, at_start=self.n_front + session.n_unknown == 0)
         if self.n_front and ids[:1] == [tokenizer.bos_id]:
             ids = ids[1:]  # the text has begun already; after a llama2Rnn memory each turn has its own, as there

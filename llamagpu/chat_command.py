@@ -23,6 +23,7 @@ from llamagpu.sampling import SamplingParams, asked_for, check_whole
 from llamagpu.session import Session
 from llamagpu.terminal import ENDING, Interrupt, ProgressBar, count_tokens, human_bytes, say, write_text
 from llamagpu.text_files import decoded, read_text_file
+from llamagpu.watched_file import ModelChangedError
 
 HELP = """/save FILE   keep the conversation in a file       /load FILE   go on with one
 /save! FILE  the same, whatever FILE was before
@@ -181,6 +182,7 @@ class Room:
 
     def read_document(self, text: str) -> None:
         bar, interrupt = ProgressBar("reading the document", "tok"), Interrupt()
+        self.chat.session.check_fits(text)
         bar.total = len(self.llm.tokenizer.encode(text))
 
         def on_tokens(n: int) -> None:
@@ -221,6 +223,9 @@ class Room:
         except TemplateError as error:
             if not self.is_terminal:  # nobody is there to choose another one
                 raise
+            say(f"error: {error}")
+        except ModelChangedError as error:
+            self.llm.check_unchanged()  # which raises it again where no other turn could end otherwise
             say(f"error: {error}")
         except LlamaGPUError as error:
             say(f"error: {error}")

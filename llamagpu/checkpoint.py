@@ -15,6 +15,7 @@ from llamagpu.errors import ModelFormatError
 from llamagpu.micro_rwkv_shapes import has_idle_experts, micro_rwkv_shapes
 from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix, RandomMatrix
 from llamagpu.rwkv_shapes import rwkv_shapes
+from llamagpu.watched_file import WatchedFile
 
 ORIGIN_MEMORY = "origin_mem"  # the last part of a name, without .weight
 
@@ -125,7 +126,7 @@ class Checkpoint:
 
     stop_tokens: ids that end a text, beside the tokenizer's own. chat_template: Jinja text. sampling: what the model's
     makers suggest, by the names of SamplingParams. notes: one line each, what a user should be told of this file.
-    quirks: of the program that it comes from.
+    quirks: of the program that it comes from. files: those that tensors are views of.
     """
 
     path: Path
@@ -138,6 +139,12 @@ class Checkpoint:
     sampling: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     quirks: Quirks = Quirks()
+    files: tuple[WatchedFile, ...] = ()
+
+    def check_unchanged(self) -> None:
+        """Raises ModelChangedError where one of the files is not as it was when it was opened. Takes microseconds."""
+        for file in self.files:
+            file.check()
 
     @property
     def nbytes(self) -> int:

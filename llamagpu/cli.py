@@ -14,7 +14,7 @@ from llamagpu.chat_command import chat
 from llamagpu.cli_arguments import Command, help_text, normalize, with_converters
 from llamagpu.commands import doctor, info, run, tokenize
 from llamagpu.convert_command import convert
-from llamagpu.errors import LlamaGPUError, TemplateError, UsageError, first_line
+from llamagpu.errors import LlamaGPUError, OutOfMemoryError, TemplateError, UsageError, first_line, printable
 from llamagpu.quality_commands import compare, perplexity
 
 COMMANDS: dict[str, Command] = {
@@ -44,23 +44,36 @@ def run_command(arguments: Sequence[str]) -> int:
         fire.Fire(COMMANDS, command=[name, *normalize(COMMANDS[name], rest)], name="llamagpu")
         return 0
     except LlamaGPUError as error:
-        is_usage = isinstance(error, UsageError) and not isinstance(error, TemplateError)
+        is_usage = isinstance(error, UsageError) and not isinstance(error, TemplateError | OutOfMemoryError)
         return fail(str(error), status=2 if is_usage else 1)
-    except MemoryError:
-        return fail("not enough memory: a smaller --context or a smaller model needs less")
     except BrokenPipeError:
         raise
-    except OSError as error:  # a full disk behind stdout, a name too long: the system's own words say it best
+    except Exception as error:
+        return fail_otherwise(error)
+
+
+def fail_otherwise(error: Exception) -> int:
+    if is_for_memory(error):
+        wanted = first_line(error) if str(error) else "the system gives no more"
+        return fail(f"not enough memory ({wanted}): a smaller --context or a smaller model needs less")
+    if isinstance(error, OSError):  # a full disk behind stdout, a name too long: the system's own words say it best
         return fail(": ".join(str(part) for part in (error.strerror or error, error.filename) if part))
-    except Exception as error:  # a bug in llamagpu: one line all the same, and how to see the rest
-        if os.environ.get("LLAMAGPU_DEBUG"):
-            traceback.print_exc()
-        what = f"{type(error).__name__}: {first_line(error)}"
-        return fail(f"internal error, please report it: {what} (LLAMAGPU_DEBUG=1 shows where)")
+    if os.environ.get("LLAMAGPU_DEBUG"):  # a bug in llamagpu: one line all the same, and how to see the rest
+        traceback.print_exc()
+    what = f"{type(error).__name__}: {first_line(error)}"
+    return fail(f"internal error, please report it: {what} (LLAMAGPU_DEBUG=1 shows where)")
+
+
+def is_for_memory(error: Exception) -> bool:
+    """Whether it is for want of memory that a library, a thread or a file failed."""
+    if isinstance(error, MemoryError):
+        return True
+    signs = ("failed to map segment", "cannot allocate memory", "can't start new thread")
+    return any(sign in str(error).lower() for sign in signs)
 
 
 def fail(message: str, status: int = 1) -> int:
-    print(f"llamagpu: error: {message}", file=sys.stderr)
+    print(f"llamagpu: error: {printable(message)}", file=sys.stderr)
     return status
 
 

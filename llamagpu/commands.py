@@ -26,7 +26,17 @@ from llamagpu.model_info import rows_of
 from llamagpu.model_text import open_text
 from llamagpu.models.window import window_and_sinks
 from llamagpu.sampling import SamplingParams, asked_for, check_whole
-from llamagpu.terminal import ENDING, Interrupt, ProgressBar, count_tokens, dim, human_bytes, say, write_text
+from llamagpu.terminal import (
+    ENDING,
+    Interrupt,
+    ProgressBar,
+    count_tokens,
+    dim,
+    human_bytes,
+    say,
+    visible,
+    write_text,
+)
 from llamagpu.text_files import read_text_file
 
 DEMO_PROMPT = "Once upon a time"
@@ -150,7 +160,7 @@ def run(
     if echo:
         write_text(text)
     elif sys.stdout.isatty() and sys.stderr.isatty():
-        print(dim(text), end="", file=sys.stderr, flush=True)
+        print(dim(visible(text)), end="", file=sys.stderr, flush=True)
     with interrupt:
         try:
             for piece in generation:
@@ -248,7 +258,7 @@ def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None
             raise
         about_tokenizer = f"none: {error}"
     for name, value in rows_of(checkpoint, about_tokenizer, positions):
-        print(f"{name:<13} {value}")
+        print(f"{name:<13} {printable(value)}")
 
 
 def tokenize(

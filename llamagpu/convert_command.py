@@ -101,6 +101,7 @@ def convert(
         if xp is None:
             bar.advance(n_bytes)
         forget_pages()
+        checkpoint.check_unchanged()
 
     with terminable():
         if as_folder:

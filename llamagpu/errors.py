@@ -20,6 +20,10 @@ class ContextFullError(UsageError):
     """More tokens than the context has room for."""
 
 
+class OutOfMemoryError(UsageError):
+    """Less memory than what was asked for needs."""
+
+
 class TemplateError(UsageError):
     """A model's chat template that is damaged, computes too much, or refuses the conversation."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import closing
 from typing import TYPE_CHECKING, Literal, cast
 
 from llamagpu.errors import UsageError
@@ -62,37 +61,48 @@ class Answer:
         self.stop_reason: StopReason = "unfinished"
         self.prompt_seconds = self.first_token_seconds = self.decode_seconds = 0.0
         self.decode_steps = 0
-        self._stops = StopStrings(self.stop)
-        self._pieces = self._run()
+        self._stops, self._decoder = StopStrings(self.stop), StreamDecoder(llm.tokenizer, at_start)
+        self._texts: list[str] = []  # of each token
+        self._decoded: Generator[int] | None = None
+        self._n_tokens, self._is_over = max_tokens, False
 
+    # No generator that knows this object, which would then know itself: left early, it is freed at once.
     def __iter__(self) -> Iterator[str]:
-        return self._pieces
+        return self
+
+    def __next__(self) -> str:
+        try:
+            while not self._is_over:
+                piece = self._advance()
+                if piece:
+                    return piece
+        except BaseException:
+            self.close()
+            raise
+        raise StopIteration
 
     def close(self) -> None:
         """End it where it is. The session has the tokens that were made so far."""
-        self._pieces.close()
+        self._is_over = True
+        if self._decoded is not None:
+            self._decoded.close()
 
-    def _run(self) -> Generator[str]:
-        tokenizer, stops = self.session.llm.tokenizer, self._stops
-        decoder = StreamDecoder(tokenizer, self.at_start)
-        texts: list[str] = []  # of each token
-        with closing(self._tokens()) as tokens:
-            for token in tokens:
-                texts.append(decoder.feed(token))
-                piece = stops.feed(texts[-1])
-                if piece:
-                    yield piece
-                if stops.found:
-                    break
-            else:
-                piece = stops.feed(decoder.finish())
-                if not stops.found:
-                    piece += stops.finish()
-                if piece:
-                    yield piece
+    def _advance(self) -> str:
+        """Take one more token; the text that is certain with it, or at the end what was held back."""
+        token, stops = self._next_token(), self._stops
+        if token is not None:
+            self._texts.append(self._decoder.feed(token))
+            piece = stops.feed(self._texts[-1])
+        else:
+            piece = stops.feed(self._decoder.finish())
+            if not stops.found:
+                piece += stops.finish()
+        if token is None or stops.found:
+            self.close()
         if stops.found:
             self.stop_reason = "stop"
-            self._take_back(texts)
+            self._take_back(self._texts)
+        return piece
 
     def _take_back(self, texts: Sequence[str]) -> None:
         """Take the stop string, and what came after it, out of the session."""
@@ -110,38 +120,44 @@ class Answer:
         """After an interruption: text already made but held back, since it might have begun a stop string."""
         return self._stops.finish()
 
-    def _tokens(self) -> Generator[int]:
-        """New token ids, until the model ends its text, max_tokens are made, or the context is full."""
-        session, llm = self.session, self.session.llm
+    def _next_token(self) -> int | None:
+        """The next id; None once the model has ended its text, max_tokens are made, or the context is full."""
+        if self.stop_reason != "unfinished":
+            return None
+        session = self.session
         start = time.perf_counter()
+        if self._decoded is None:
+            self._decoded = self._read_prompt(start)
+            token = next(self._decoded)
+            self.first_token_seconds = time.perf_counter() - start
+        else:
+            session.llm.check_unchanged()
+            token = next(self._decoded)
+            self.decode_seconds += time.perf_counter() - start
+            self.decode_steps += 1
+        session.n_drawn += 1
+        if token in self.end_ids:
+            self.end_token = token
+            self.stop_reason = "eos"
+            return None
+        self.tokens.append(token)
+        session.tokens.append(token)
+        if len(self.tokens) == self._n_tokens:
+            self.stop_reason = "max_tokens" if self._n_tokens == self.max_tokens else "context"
+        return token
+
+    def _read_prompt(self, start: float) -> Generator[int]:
+        """The tokens that follow what is pending, which is read first."""
+        session, llm = self.session, self.session.llm
         session.seed = self.params.seed
         sampler = session.sampler(self.params)
         logits = session.logits(PROMPT_CHUNK, self.on_prompt_tokens, self.max_tokens)
         self.prompt_seconds = time.perf_counter() - start
-        n_tokens = self.max_tokens
+        self._n_tokens = self.max_tokens
         room = session.state.room
         if room is not None:
-            n_tokens = min(n_tokens, room + 1)  # the last token of a full context is made but not run
-        decoded = llm.model.decode(session.state, sampler, logits, n_tokens)
-        with closing(cast("Generator[int]", decoded)):
-            token = next(decoded)
-            self.first_token_seconds = time.perf_counter() - start
-            session.n_drawn += 1
-            while token not in self.end_ids:
-                self.tokens.append(token)
-                session.tokens.append(token)
-                if len(self.tokens) == n_tokens:
-                    self.stop_reason = "max_tokens" if n_tokens == self.max_tokens else "context"
-                yield token
-                if self.stop_reason != "unfinished":
-                    return
-                start = time.perf_counter()
-                token = next(decoded)
-                self.decode_seconds += time.perf_counter() - start
-                self.decode_steps += 1
-                session.n_drawn += 1
-            self.end_token = token
-            self.stop_reason = "eos"
+            self._n_tokens = min(self._n_tokens, room + 1)  # the last token of a full context is made but not run
+        return cast("Generator[int]", llm.model.decode(session.state, sampler, logits, self._n_tokens))
 
 
 class Generation(Answer):
@@ -160,13 +176,14 @@ class Generation(Answer):
     ) -> None:
         check_answer(max_tokens, stop)
         self.llm, self.prompt = llm, prompt
+        session = Session(llm)
+        session.check_fits(prompt)
         tokens = llm.encode_prompt(prompt, special)
         if not tokens:
             raise UsageError("the prompt is empty and this model has no start token: give a prompt")
         n_prompt = len(tokens)
         if n_prompt > llm.longest:
             raise UsageError(f"the prompt is {n_prompt} tokens, the context {llm.context}: shorten the prompt")
-        session = Session(llm)
         session.add(tokens)
         super().__init__(session, max_tokens, params, stop, on_prompt_tokens, not prompt, ends=llm.ends(ignore_eos))
 

@@ -171,9 +171,13 @@ class LLM:
             from llamagpu.backends.cpu.faithful import FaithfulCPUBackend
 
             self.backend = FaithfulCPUBackend(self.quirks)
-        self.model = load_model(
-            checkpoint, self.backend, lambda n: on_work("loading the weights", n, checkpoint.nbytes), recurrent
-        )
+
+        def on_loaded(n: int) -> None:
+            checkpoint.check_unchanged()
+            on_work("loading the weights", n, checkpoint.nbytes)
+
+        checkpoint.check_unchanged()
+        self.model = load_model(checkpoint, self.backend, on_loaded, recurrent)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -276,6 +280,7 @@ class LLM:
         state = self.model.new_state(self.state_options(len(ids)))
         for at in range(0, len(ids), step):
             chunk = ids[at : at + step]
+            self.check_unchanged()
             yield self.backend.to_host(self.model.forward(chunk, state, n_logits=len(chunk)), vocab_size)
 
     @property
@@ -287,6 +292,14 @@ class LLM:
         """Of a new state with room for so many positions, or of any number where there is no end."""
         sinks = self.sinks if self.window else 0
         return StateOptions(n_positions, self.kv_bits, self.window, sinks, self.memory_update)
+
+    def check_unchanged(self) -> None:
+        """Before each step. Raises ModelChangedError where weights are read from a file that has changed meanwhile.
+
+        A GPU has read them all when the model is loaded.
+        """
+        if self.device.name == "cpu":
+            self.checkpoint.check_unchanged()
 
     def check_tokens(self, ids: Sequence[int]) -> None:
         """Raises UsageError for an id that the model does not have."""

@@ -141,7 +141,9 @@ class Memory:
         session_file.write(self.path, self.fingerprint(llm), saved)
 
     def fingerprint(self, llm: LLM) -> str:
-        self._fingerprint = self._fingerprint or fingerprint(llm.checkpoint)
+        if self._fingerprint is None:
+            llm.checkpoint.check_unchanged()
+            self._fingerprint = fingerprint(llm.checkpoint)
         return self._fingerprint
 
     def go_on(self, llm: LLM, prompt: str, special: bool = False) -> Session:
@@ -152,6 +154,7 @@ class Memory:
             if chat:
                 raise UsageError(f"{self.path} is the memory of a chat: llamagpu chat --memory goes on with it")
             before = length_of(session)
+            session.check_fits(prompt)
             if session.length:
                 session.add(llm.tokenizer.encode_more(prompt, special))
             else:  # it was saved before anything was said
@@ -159,6 +162,7 @@ class Memory:
             say(f"went on from {self.path}: {before}")
         else:
             session = Session(llm)
+            session.check_fits(prompt)
             session.add(llm.encode_prompt(prompt, special))
         if not session.pending:
             why = "the last token is not known" if session.n_unknown else "the text has come to its end"

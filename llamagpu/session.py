@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llamagpu.llm import LLM
 
 SMALLEST_CACHE = 512  # positions
+LONG = 1 << 16  # characters: a shorter text is soon encoded
 
 
 class Session:
@@ -69,6 +70,17 @@ class Session:
             )
         self.tokens += ids
 
+    def check_fits(self, text: str, n_before: int | None = None) -> None:
+        """Raises ContextFullError for a long text of which it is plain before it is encoded that it does not fit.
+
+        n_before: tokens that stand before it, if not those of the session.
+        """
+        llm, n = self.llm, self.length if n_before is None else n_before
+        if len(text) >= LONG and n + (fewest := llm.tokenizer.fewest_tokens(text)) > llm.longest:
+            raise ContextFullError(
+                f"the context of {llm.context} tokens is full: {n} are in it, at least {fewest} more came"
+            )
+
     def read(self, chunk: int, on_tokens: Callable[[int], None] = lambda n: None, leave: int = 1) -> None:
         """Run what is pending, ``chunk`` tokens at once, but for the last ``leave``. on_tokens: called after each."""
         self._run(len(self.tokens) - leave, chunk, 0, on_tokens)
@@ -91,6 +103,7 @@ class Session:
         llm, logits = self.llm, None
         for at in range(self.n_run, end, chunk):
             part = self.tokens[at : min(at + chunk, end)]
+            llm.check_unchanged()
             logits = llm.model.forward(part, self.state, n_logits=n_logits * int(at + len(part) == end))
             llm.backend.wait()
             on_tokens(len(part))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
+
+from llamagpu.errors import printable
 
 ENDING = tuple({signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)})  # a terminal that closes sends the latter
 
@@ -104,14 +107,25 @@ class ProgressBar:
             self._bar.close()
 
 
+# All but newline and tab: ESC and C1's CSI begin commands to the terminal, and a return lets a line be written over.
+# Beside those, what turns the order around in which letters are shown; the marks that right-to-left texts need remain.
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """``text`` with control characters as Python writes them, such as \\x1b: for a terminal, which obeys them."""
+    return CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 def write_text(text: str) -> None:
-    """Write text to stdout now, always as UTF-8, whatever the locale."""
-    sys.stdout.buffer.write(text.encode())
+    """Write text to stdout now, always as UTF-8, whatever the locale. A file or a pipe gets it as it is."""
+    sys.stdout.buffer.write((visible(text) if sys.stdout.isatty() else text).encode())
     sys.stdout.buffer.flush()
 
 
 def say(message: str) -> None:
-    print(f"llamagpu: {message}", file=sys.stderr, flush=True)
+    """A notice, on one line whatever it quotes."""
+    print(f"llamagpu: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def say_removed(names: Iterable[str]) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import llamagpu
 from llamagpu.backends.cpu.sample import sample
 from llamagpu.errors import ModelFormatError, UsageError
-from llamagpu.generation import StopStrings, positions
+from llamagpu.generation import Generation, StopStrings, positions
 from llamagpu.llm import LLM
 from llamagpu.sampling import SamplingParams
 from tests.small_files import Shape, random_weights, tokenizer_bin, v0_bytes
@@ -192,3 +194,40 @@ def test_the_demo_tells_a_story() -> None:
     assert generation.stop_reason == "eos"
     assert 300 < len(text) < 1500
     assert text.rstrip().endswith((".", "!"))
+
+
+def test_an_answer_that_is_left_frees_its_state_at_once(llm: LLM) -> None:
+    states = []
+
+    def leave(generation: Generation) -> None:
+        for _ in generation:
+            states.append(weakref.ref(generation.session.state))
+            break
+
+    gc.disable()  # else a cycle might be found by chance
+    try:
+        leave(llm.generate("the on", max_tokens=20))
+        assert [state() for state in states] == [None]
+    finally:
+        gc.enable()
+
+
+def test_an_answer_goes_on_where_it_was_left(llm: LLM) -> None:
+    whole = list(llm.generate("the on", max_tokens=12, temperature=0))
+    generation = llm.generate("the on", max_tokens=12, temperature=0)
+    begun = []
+    for piece in generation:
+        begun.append(piece)
+        break
+    assert begun + list(generation) == whole
+    assert list(generation) == []
+
+
+def test_an_answer_that_failed_is_over(llm: LLM) -> None:
+    def fail(n: int) -> None:
+        raise KeyboardInterrupt
+
+    generation = llm.generate("the on", on_prompt_tokens=fail)
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(generation))
+    assert (list(generation), generation.stop_reason) == ([], "unfinished")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from llamagpu.formats import (
 )  # fmt: skip
 from llamagpu.formats.mapped_file import check_readable
 from llamagpu.formats.model_folder import has_snapshots, is_without_weights, model_file, snapshot
+from llamagpu.watched_file import watching
 
 
 class Reader(Protocol):
@@ -97,7 +99,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path, reader = find_reader(Path(path))
     if reader is not None:
-        return reader.open_checkpoint(path)
+        with watching() as files:
+            checkpoint = reader.open_checkpoint(path)
+        checkpoint = replace(checkpoint, files=tuple(files))
+        checkpoint.check_unchanged()
+        return checkpoint
     if path.is_dir():
         raise ModelFormatError(path, "path", "is a folder without a model in it", "give a model file or its folder")
     if path.name in ("config.json", "params.json", "model.safetensors.index.json"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 import os
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from llamagpu.errors import ModelFormatError
+from llamagpu.watched_file import watch
 
 LFS_POINTER = b"version https://git-lfs."  # a few lines of text that stand for a file in a repository
 LONGEST_POINTER = 1024
@@ -43,6 +45,11 @@ def check_readable(path: Path) -> int:
     return status.st_size
 
 
+def cannot_map(path: Path, size: int) -> ModelFormatError:
+    problem = f"is {size} bytes, more than this process may still map"
+    return ModelFormatError(path, "length", problem, "raise its limit of address space (ulimit -v)")
+
+
 _MAPS: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
 
@@ -62,13 +69,18 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.size = check_readable(path)
+        check_readable(path)
         try:
             with open(path, "rb") as file:
+                status = os.fstat(file.fileno())
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.size = len(mapped)
+            watch(path, status, mapped)
             self.bytes: NDArray[np.uint8] = np.frombuffer(mapped, np.uint8)
             _MAPS.add(mapped)
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                raise cannot_map(path, status.st_size) from None
             raise ModelFormatError(path, "path", f"cannot be mapped ({error})", "copy it to a local disk") from None
 
     def array(self, offset: int, dtype: DTypeLike, shape: tuple[int, ...], field: str) -> NDArray[Any]:

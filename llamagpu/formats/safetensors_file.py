@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from llamagpu.errors import ModelFormatError
-from llamagpu.formats.mapped_file import MappedFile
+from llamagpu.formats.mapped_file import MappedFile, cannot_map
 
 MAX_HEADER_BYTES = 1 << 24
 MAX_TENSORS = 32 * 1024  # of 1024 layers, the most a config may have, with every matrix as three and a description
@@ -65,6 +65,8 @@ def read_header(file: MappedFile, remedy: str) -> tuple[int, dict[str, Any]]:
     try:
         with safe_open(file.path, framework="np"):
             pass
+    except MemoryError:  # it maps the file once more
+        raise cannot_map(file.path, file.size) from None
     except (SafetensorError, OSError) as error:
         raise ModelFormatError(file.path, "header", f"is no valid safetensors header ({error})", remedy) from None
 

@@ -81,6 +81,22 @@ class Tokenizer(ABC):
         found = self._control_pattern.search(text)
         return found[0].strip() if found else None
 
+    @property
+    def longest_piece(self) -> int:
+        """The most bytes of a text that one token stands for; 0 where a text may lose something before it is cut."""
+        return 0
+
+    @cached_property
+    def _longest(self) -> int:
+        return self.longest_piece and max(self.longest_piece, *(len(text.encode()) for text in self.controls), 1)
+
+    def fewest_tokens(self, text: str) -> int:
+        """``text`` has no fewer tokens than this, which is told without encoding it; 0 where nothing can be told."""
+        if not self._longest:
+            return 0
+        n_bytes = len(text.encode(errors="replace")) - 2 * text.count("\u2581")  # which may be read as a space
+        return -(-n_bytes // self._longest)
+
     def encode_more(self, text: str, special: bool = False) -> list[int]:
         """Ids of ``text`` as the middle of a longer one: no BOS, and no space before it that is not its own."""
         if special:

@@ -12,6 +12,7 @@ class BytesTokenizer(Tokenizer):
     """256 tokens, none of which begins or ends a text. It has no file: ``data`` is empty, else ModelFormatError."""
 
     vocab_size, bos_id, eos_id, adds_leading_space = 256, None, None, False
+    longest_piece = 1
 
     def __init__(self, data: bytes, path: Path) -> None:
         if data:

@@ -43,6 +43,10 @@ class GreedyTokenizer(SentencePieceTokenizer):
             at += length or 1
         return ids
 
+    @property
+    def longest_piece(self) -> int:
+        return 0  # what is no piece is left out
+
     def token_bytes(self, token: int) -> bytes:
         """rllama decodes no byte token but the newline: the others are printed as they are written."""
         if token < self.n_pieces and self.processor.is_byte(token):

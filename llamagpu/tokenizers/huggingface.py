@@ -26,6 +26,7 @@ from llamagpu.tokenizers.byte_letters import byte_level
 from llamagpu.tokenizers.json_bounds import bounds_of, check_model
 from llamagpu.tokenizers.last_words import last_words
 from llamagpu.tokenizers.watched_call import seconds_for, watched
+from llamagpu.tokenizers.whole_text import longest_piece
 
 MODELS = ("BPE", "Unigram")
 REMEDY = "the file is damaged, or of a kind that llamagpu does not know: download it again, or give another --tokenizer"
@@ -140,6 +141,10 @@ class HuggingFaceTokenizer(Tokenizer):
                 raise
             self.is_stuck = True
             raise self.error("pattern", SLOW) from None
+
+    @property
+    def longest_piece(self) -> int:
+        return longest_piece(self.library)
 
     @property
     def controls(self) -> Mapping[str, int]:

@@ -49,6 +49,11 @@ class Llama2cTokenizer(Tokenizer):
             return bytes([token - FIRST_BYTE])
         return self.piece(token)
 
+    @property
+    def longest_piece(self) -> int:
+        pieces = zip(self.starts[FIRST_PIECE:], self.ends[FIRST_PIECE:], strict=True)
+        return max((end - start for start, end in pieces), default=1)
+
     @cached_property
     def ids(self) -> dict[bytes, int]:
         """Piece to id; the first of equal pieces. Control and byte tokens never come from text."""

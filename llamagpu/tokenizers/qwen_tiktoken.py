@@ -20,6 +20,7 @@ class QwenTiktokenTokenizer(RankedTokenizer):
     """
 
     bos_id = None
+    longest_piece = 0  # NFC may make a text shorter
 
     def __init__(self, data: bytes, path: Path) -> None:
         super().__init__(data, path, QWEN2.patterns[0], len(CONTROLS))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from array import array
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 from llamagpu.errors import ModelFormatError
@@ -44,6 +45,10 @@ class RWKVWorldTokenizer(Tokenizer):
 
     def token_bytes(self, token: int) -> bytes:
         return self.texts[self.ends[token - 1] : self.ends[token]] if 0 < token < self.vocab_size else b""
+
+    @property
+    def longest_piece(self) -> int:
+        return max(end - start for start, end in pairwise(self.ends))
 
     @cached_property
     def ids(self) -> dict[bytes, int]:

@@ -18,6 +18,7 @@ from llamagpu.tokenizers.last_words import last_words
 from llamagpu.tokenizers.sentencepiece_proto import charsmaps
 
 MAX_GROWTH = 32  # of the longest text that the table of letters makes of one; Unicode's has 18
+SPACES = "  a   a "  # which some models take for one each, or none
 REMEDY = "the file is damaged or no tokenizer.model: fetch it again, or give another --tokenizer"
 
 
@@ -31,6 +32,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.added: dict[int, AddedToken] = {}
         try:
             longest = max(map(longest_of_charsmap, charsmaps(data)), default=0)
+            self.rewrites = any(charsmaps(data))
             if longest > MAX_GROWTH:
                 raise ValueError(f"it makes {longest} characters of one")
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=data)
@@ -81,6 +83,16 @@ class SentencePieceTokenizer(Tokenizer):
             return self.added[token].text
         piece: str | None = self.processor.id_to_piece(token) if 0 <= token < self.n_pieces else None
         return piece
+
+    @property
+    def longest_piece(self) -> int:
+        """Known where nothing is normalised, and a letter that is no piece becomes its bytes."""
+        if any(about.lstrip or about.rstrip for about in self.added.values()):  # takes any number of spaces with it
+            return 0
+        rare = [self.processor.is_byte(token) for token in self.processor.encode("\U0010fffd")]
+        if self.rewrites or not all(rare[-4:]) or self.decode(self.encode_text(SPACES)) != SPACES:
+            return 0
+        return max(len(self.token_bytes(token)) for token in range(self.vocab_size))
 
     def encode_text(self, text: str) -> list[int]:
         if not self.begins_anew and text[0] in " \u2581":

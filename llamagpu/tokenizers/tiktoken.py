@@ -55,6 +55,10 @@ class RankedTokenizer(Tokenizer):
         self.vocab_size = len(self.tokens) + n_controls
         self.encoding = encoding_of(self.tokens, path, pattern)
 
+    @property
+    def longest_piece(self) -> int:
+        return max(map(len, self.tokens))
+
     def token_bytes(self, token: int) -> bytes:
         return self.tokens[token] if token < len(self.tokens) else b""
 

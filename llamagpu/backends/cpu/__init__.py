@@ -25,7 +25,7 @@ from llamagpu.backends.cpu.swiglu import swiglu
 from llamagpu.backends.protocol import Forward
 from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
-from llamagpu.errors import UsageError
+from llamagpu.errors import OutOfMemoryError
 from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix, RandomMatrix
 from llamagpu.sampling import SamplingParams
 
@@ -158,8 +158,8 @@ class CPUBackend(CPURecurrentOps):
             return CPUCache(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
         except MemoryError:
             gib = capacity * config.kv_bytes_per_token() / 2**30
-            raise UsageError(
-                f"a context of {capacity} tokens needs {gib:.1f} GiB of memory: give a smaller --context"
+            raise OutOfMemoryError(
+                f"a context of {capacity} tokens needs {gib:.2f} GiB of memory: give a smaller --context"
             ) from None
 
     def window_cache(self, config: ModelConfig, window: int, sinks: int) -> CPUWindowCache:
