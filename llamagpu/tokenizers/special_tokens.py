@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
-from llamagpu.checkpoint import TokenFacts
+from llamagpu.checkpoint import AddedToken, TokenFacts
 from llamagpu.tokenizers.base import Tokenizer
 
 END = "<|endoftext|>"
@@ -55,7 +56,7 @@ def settle(tokenizer: Tokenizer, facts: TokenFacts | None) -> None:
     # what a class names and the vocabulary lacks is no token
     there = [text for text in named.values() if text in said or tokenizer.id_of(text) is not None]
     control = dict.fromkeys(text for text in (*there, *facts.more) if may_be_control(tokenizer, text))
-    tokenizer.add_tokens(facts.added, list(control))
+    tokenizer.add_tokens(added_tokens(tokenizer, facts.added), list(control))
     tokenizer.names = {**named, "additional_special_tokens": list(facts.more)} if facts.more else named
     if facts.legacy is not None:
         tokenizer.begins_anew = facts.legacy
@@ -66,6 +67,14 @@ def settle(tokenizer: Tokenizer, facts: TokenFacts | None) -> None:
     tokenizer.eos_id = after if eos is None else eos
     if after is not None and after != tokenizer.eos_id:
         tokenizer.stop_ids = (*tokenizer.stop_ids, after)
+
+
+def added_tokens(tokenizer: Tokenizer, added: Mapping[int, AddedToken]) -> dict[int, AddedToken]:
+    """Those of added_tokens.json are what a tokenizer.json says that they are. Where it does not have them they are
+    control tokens, since what users write must not become one."""
+    own = {token for token, about in added.items() if tokenizer.says_bos and tokenizer.id_of(about.text) is not None}
+    kept = {token: about for token, about in added.items() if about.special is not None or token not in own}
+    return {token: replace(about, special=about.special is not False) for token, about in kept.items()}
 
 
 def may_be_control(tokenizer: Tokenizer, text: str) -> bool:
