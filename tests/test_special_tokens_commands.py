@@ -84,6 +84,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({}, "TEXT is missing"),
     "both": ({"text": "a", "messages": "x"}, "not both"),
     "of no use": ({"text": "a", "template_args": "{}"}, "are for --messages"),
+    "special": ({"messages": "GOOD", "special": True}, "are for a TEXT"),
+    "no bos": ({"messages": "GOOD", "bos": False}, "are for a TEXT"),
     "no file": ({"messages": "there is none"}, "--messages there is none: No such file"),
     "no JSON": ({"messages": "FILE"}, "--messages .* is not valid JSON"),
     "no object": ({"messages": "GOOD", "template_args": "[1]"}, "must be a JSON object"),
@@ -98,7 +100,7 @@ def test_wrong_commands(case: str, model: Path, tmp_path: Path) -> None:
     files = {"FILE": tmp_path / "a.json", "GOOD": tmp_path / "b.json"}
     files["FILE"].write_text("[")
     files["GOOD"].write_text(json.dumps(SAID))
-    given: dict[str, Any] = {name: str(files.get(value, value)) for name, value in flags.items()}
+    given: dict[str, Any] = {name: str(files[value]) if value in files else value for name, value in flags.items()}
     with pytest.raises(UsageError, match=message):
         commands.tokenize(str(model), **given)
 
