@@ -58,7 +58,8 @@ def folded(messages: Sequence[Message]) -> list[Message]:
     if at is None:
         return [{"role": "user", "content": text}, *others]
     said = others[at].get("content")
-    content: Any = [{"type": "text", "text": f"{text}\n\n"}, *said] if isinstance(said, list) else f"{text}\n\n{said}"
+    front = f"{text}\n\n"
+    content: Any = [{"type": "text", "text": front}, *said] if isinstance(said, list) else front + text_of(said)
     return [*others[:at], {**others[at], "content": content}, *others[at + 1 :]]
 
 

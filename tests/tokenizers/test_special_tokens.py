@@ -149,6 +149,10 @@ def test_a_system_prompt_that_has_no_place_opens_the_first_turn(refusal: str, tm
     assert "system prompt" in told[0]
     taken = text_of(tmp_path / "b", eos_token="<|eot_id|>", chat_template=PLAIN)
     assert taken.chat_ids(SYSTEM, notice=quiet) != folded
+    silent: list[Any] = [SYSTEM[0], {"role": "user", "content": None}]
+    assert text.chat_ids(silent, notice=told.append) == text.chat_ids(
+        [{"role": "user", "content": "Be kind.\n\n"}], notice=quiet
+    )
 
 
 def test_whose_fault_it_is(tmp_path: Path) -> None:
