@@ -19,7 +19,7 @@ from llamagpu.generation import PROMPT_CHUNK, Answer
 from llamagpu.sampling import SamplingParams
 from llamagpu.session import Session
 from llamagpu.tokenizers import StreamDecoder
-from llamagpu.tokenizers.special_tokens import written_ends
+from llamagpu.tokenizers.special_tokens import answer_ends
 
 ROLES = ("system", "user", "assistant")
 
@@ -43,7 +43,7 @@ class Chat:
         self.session, self.template, self.system = session, template, system
         self.params, self.max_tokens = params or SamplingParams(), max_tokens
         self.stop = (*template.stops, *stop)
-        self.end_ids = list(written_ends(session.llm.tokenizer, template.source))
+        self.end_ids = list(answer_ends(session.llm.tokenizer, template.source))
         self.ends: set[int] | None = None
         if ignore_eos:
             self.ends = set()

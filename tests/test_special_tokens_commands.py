@@ -175,6 +175,20 @@ def test_a_model_bin_of_version_1_opens(model: Path, tmp_path: Path, monkeypatch
     assert tokenizer.bos_id == 500
 
 
+@pytest.mark.parametrize(("kind", "ends"), [(3, True), (4, False)])
+def test_the_usual_ends_end_the_texts_of_a_gguf_file(kind: int, ends: bool, tmp_path: Path) -> None:
+    """Qwen's files name <|im_end|> alone, and a text that is no chat ends with another token."""
+    keys = byte_level_keys("qwen2", add_bos_token=("bool", False))
+    tokens, types = (keys[f"tokenizer.ggml.{name}"][2] for name in ("tokens", "token_type"))
+    tokens[-1], types[-1] = "<|endoftext|>", kind
+    n, file = len(tokens), small_model("qwen2")[0]
+    (tmp_path / "model.gguf").write_bytes(File({**file.keys, **keys}, file.tensors).to_bytes())
+    native.write(tmp_path / "model.bin", open_checkpoint(tmp_path / "model.gguf"))
+    for name in ("model.gguf", "model.bin"):
+        answer = llamagpu.load(tmp_path / name, device="cpu").generate("the", max_tokens=1)
+        assert answer.end_ids == ({n - 2, n - 1} if ends else {n - 2})
+
+
 def test_what_a_gguf_file_names(tmp_path: Path) -> None:
     keys = byte_level_keys("qwen2", add_bos_token=("bool", False))
     tokens = keys["tokenizer.ggml.tokens"][2]

@@ -8,7 +8,7 @@ itself puts before a text. The kinds of tokenizer know what is inside their own 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,17 +29,11 @@ CLASS_NAMES: dict[str, Mapping[str, str]] = {
 }
 # Those that obey add_bos_token where a tokenizer.json lies beside it; of the others that file alone says.
 FLAG_CLASSES = ("", "CodeLlamaTokenizer", "CohereTokenizer", "GemmaTokenizer", "LlamaTokenizer")
-# Control tokens that end what a model says, where its template writes them: some models do not name theirs as an end.
-ENDS = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<|end_of_turn|>",
-    "</s>",
-    "<|endoftext|>",
-)
+# Control tokens that end what a model says: some models do not name theirs as an end. Of a text they are the end in any
+# chat, of a turn where the template writes them. A GGUF file has room for three ends: there all of these are, as in
+# llama.cpp.
+TEXT_ENDS = ("</s>", END, "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<eos>")
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>")
 
 
 def settle(tokenizer: Tokenizer, facts: TokenFacts | None) -> None:
@@ -67,6 +61,8 @@ def settle(tokenizer: Tokenizer, facts: TokenFacts | None) -> None:
     tokenizer.eos_id = after if eos is None else eos
     if after is not None and after != tokenizer.eos_id:
         tokenizer.stop_ids = (*tokenizer.stop_ids, after)
+    if facts.ids:  # of a GGUF file
+        tokenizer.stop_ids = (*tokenizer.stop_ids, *controls_of(tokenizer, TEXT_ENDS + TURN_ENDS))
 
 
 def added_tokens(tokenizer: Tokenizer, added: Mapping[int, AddedToken]) -> dict[int, AddedToken]:
@@ -132,6 +128,11 @@ def end_ids(tokenizer: Tokenizer, stop_tokens: Collection[int]) -> set[int]:
     return {token for token in own if token is not None}
 
 
-def written_ends(tokenizer: Tokenizer, template: str) -> set[int]:
-    """Control tokens by which a template shows that an answer ends."""
-    return {tokenizer.controls[text] for text in ENDS if text in tokenizer.controls and text in template}
+def answer_ends(tokenizer: Tokenizer, template: str) -> set[int]:
+    """Tokens that end an answer, beside those that end any text. template: the source, which shows how turns end."""
+    return controls_of(tokenizer, TEXT_ENDS) | controls_of(tokenizer, [text for text in TURN_ENDS if text in template])
+
+
+def controls_of(tokenizer: Tokenizer, texts: Iterable[str]) -> set[int]:
+    """Those of these control tokens that a vocabulary has."""
+    return {tokenizer.controls[text] for text in texts if text in tokenizer.controls}
