@@ -129,6 +129,9 @@ class Chat:
         rendered = render(self.template, messages, tokenizer, self.guard, lambda line: self._tell(line, notice))
         if self._rendered:
             more = rest_of(rendered, self._rendered, self._said, self._ended)
+            if more is None and self._ended and (rest := rest_of(rendered, self._rendered, self._said, "")) is not None:
+                session.cut(len(session.tokens) - 1)  # the template ends the answer in another way
+                self._ended, more = "", rest
             if more is not None:
                 session.add(self._as_read(tokenizer.encode_rendered(more, self.guard, at_start=False)))
                 self._rendered, self._said, self._ended = rendered, "", ""
@@ -210,8 +213,8 @@ def template_of(text: str) -> str | None:
 
 
 def rest_of(rendered: str, before: str, said: str, ended: str) -> str | None:
-    """What of ``rendered`` comes after ``before``, what was said and the token that ended it; None where that is not
-    what it has there.
+    """What of ``rendered`` comes after ``before``, what was said and the token that ended it (empty for none); None
+    where that is not what it has there.
 
     Models begin and end an answer with a space or none as they like, and so do templates: that is no difference.
     """
@@ -222,4 +225,4 @@ def rest_of(rendered: str, before: str, said: str, ended: str) -> str | None:
     rest = rest.lstrip().removeprefix(words) if words else rest
     if not ended:
         return rest.removeprefix(said[len(said.rstrip()) :])
-    return rest.lstrip().removeprefix(ended) if rest.lstrip().startswith(ended) else rest
+    return rest.lstrip().removeprefix(ended) if rest.lstrip().startswith(ended) else None
