@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 from llamagpu.chat_templates import Message, Template, guarded
 from llamagpu.chat_text import new_guard, render
@@ -172,7 +173,8 @@ class Chat:
         """All that a session file should keep beside the session."""
         return json.dumps(
             {
-                "template": self.template.name, "system": self.system, "messages": self.messages, "guard": self.guard,
+                "template": self.template.name, "template_args": dict(self.template.args), "system": self.system,
+                "messages": self.messages, "guard": self.guard,
                 "n_front": self.n_front, "rendered": self._rendered, "said": self._said, "ended": self._ended,
             },
             ensure_ascii=False,
@@ -203,13 +205,14 @@ class Chat:
             self.messages = begin + [message for message in self.messages if message["role"] != "system"]
 
 
-def template_of(text: str) -> str | None:
-    """The name of the template of a saved conversation, where it can be told."""
+def template_of(text: str) -> tuple[str | None, dict[str, Any]]:
+    """The name of the template of a saved conversation, where it can be told, and what users gave to it."""
     try:
-        name = json.loads(text).get("template") if text else None
+        saved = json.loads(text) if text else {}
+        name, args = saved.get("template"), saved.get("template_args")
     except (ValueError, AttributeError, RecursionError):
-        return None
-    return name if isinstance(name, str) else None
+        return None, {}
+    return name if isinstance(name, str) else None, args if isinstance(args, dict) else {}
 
 
 def rest_of(rendered: str, before: str, said: str, ended: str) -> str | None:

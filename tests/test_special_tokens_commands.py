@@ -131,6 +131,17 @@ def test_chat_with_template_args(
         chat(str(model), device="cpu", template_args="3")
 
 
+def test_a_saved_talk_keeps_its_template_args(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrites = []
+    for args in ('{"style": "x"}', None, '{"style": "y"}', None, "{}"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat\n")))
+        chat(str(model), device="cpu", max_tokens=2, template_args=args, memory=str(tmp_path / "a.memory"))
+        rewrites.append("the template rewrites" in capsys.readouterr().err)
+    assert rewrites == [False, False, True, False, True]
+
+
 def as_model_bin(model: Path, folder: Path) -> Path:
     convert(str(model), str(folder / "model.bin"))
     return folder / "model.bin"
