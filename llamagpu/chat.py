@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llamagpu.chat_templates import Message, Template, guarded
-from llamagpu.chat_text import new_guard, render
+from llamagpu.chat_text import new_guard, opening, render
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.session_file import REMEDY
 from llamagpu.generation import PROMPT_CHUNK, Answer
@@ -73,8 +73,12 @@ class Chat:
     def read_document(self, text: str, on_tokens: Callable[[int], None]) -> int:
         """Let the model read a text, before a new conversation; its tokens. Raises UsageError where it does not fit."""
         session, tokenizer = self.session, self.session.llm.tokenizer
-        add_bos = session.llm.quirks.adds_bos
-        ids = tokenizer.encode_more(text) if session.length else tokenizer.encode(text, add_bos)
+        if session.length:
+            ids = tokenizer.encode_more(text)
+        elif tokenizer.bos_id is None:
+            ids = opening(self.template, tokenizer) + tokenizer.encode(text)
+        else:
+            ids = tokenizer.encode(text, session.llm.quirks.adds_bos)
         session.add(ids)
         self.begin()
         session.read(PROMPT_CHUNK, on_tokens)
@@ -138,7 +142,7 @@ class Chat:
                 self._rendered, self._said, self._ended = rendered, "", ""
                 return
         ids = tokenizer.encode_rendered(rendered, self.guard, at_start=self.n_front + session.n_unknown == 0)
-        if self.n_front + session.n_unknown and ids[:1] == [tokenizer.bos_id]:
+        if self.n_front + session.n_unknown and ids[:1] in ([tokenizer.bos_id], opening(self.template, tokenizer)):
             ids = ids[1:]  # the text has begun already
         ids = self._as_read(ids)
         if not self._rendered:

@@ -57,6 +57,18 @@ def test_a_chat_reads_what_chat_ids_says(model: Path) -> None:
         assert llm.chat_ids(SAID) != ids
 
 
+def test_a_text_begins_once_where_a_document_comes_first(model: Path) -> None:
+    """Plain texts have no start token here, and the template writes one."""
+    llm = llamagpu.load(model, device="cpu")
+    talk = Chat(Session(llm), choose_template("auto", llm)[0], None, SamplingParams(temperature=0), max_tokens=1)
+    n = talk.read_document("on the mat", lambda n: None)
+    list(talk.ask("the cat"))
+    tokens = talk.session.tokens
+    assert tokens[:n] == [500, *llm.tokenizer.encode("on the mat")]
+    assert tokens.count(500) == 1
+    assert tokens[n : n + 5] == llm.tokenizer.encode("[user]the cat")[:5]
+
+
 def test_an_answer_ends_at_the_end_that_is_named_by_text(model: Path) -> None:
     llm = llamagpu.load(model, device="cpu")
     assert llm.generate("the", max_tokens=1).end_ids == {502}
