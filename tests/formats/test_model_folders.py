@@ -176,6 +176,17 @@ def test_a_pointer_of_git_lfs_in_a_folder(name: str, tmp_path: Path) -> None:
     assert str(caught.value) == f"{folder / name}: header: is a Git LFS pointer, not the file; run: git lfs pull"
 
 
+def test_pointers_that_nobody_needs_are_told(tmp_path: Path) -> None:
+    folder = build(NAME, tmp_path)
+    (folder / "tokenizer.json").write_bytes(llama3_like())
+    assert open_checkpoint(folder).notes == ()
+    for name in ("tokenizer.model", "onnx.bin"):
+        (folder / name).write_bytes(POINTER)
+    assert open_checkpoint(folder).notes == (
+        "Git LFS has not fetched onnx.bin, tokenizer.model: not needed here; git lfs pull gets what is missing",
+    )
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "model.gguf", "model.bin", "consolidated.00.pth"])
 def test_a_pointer_alone(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(POINTER)
