@@ -222,6 +222,8 @@ def guarded(text: str, tokenizer: Tokenizer, guard: str) -> str:
     """``text`` with the guard after the first character of all that looks like a control token."""
     if not tokenizer.controls:
         return text
-    starts = (f"{re.escape(control[0])}(?={re.escape(control[1:])})" for control in tokenizer.controls if control)
-    pattern = "|".join(starts)
+    rests: dict[str, list[str]] = {}  # by the first character: some models have thousands, which all begin with <
+    for control in filter(None, tokenizer.controls):
+        rests.setdefault(control[0], []).append(re.escape(control[1:]))
+    pattern = "|".join(f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items())
     return re.sub(pattern, lambda match: match[0] + guard, text)
