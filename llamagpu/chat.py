@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 from llamagpu.chat_templates import Message, Template, guarded
-from llamagpu.chat_text import new_guard, render
+from llamagpu.chat_text import new_guard, opening, render
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.session_file import REMEDY
 from llamagpu.generation import PROMPT_CHUNK, Answer
 from llamagpu.sampling import SamplingParams
 from llamagpu.session import Session
 from llamagpu.tokenizers import StreamDecoder
-from llamagpu.tokenizers.special_tokens import written_ends
+from llamagpu.tokenizers.special_tokens import answer_ends
 
 ROLES = ("system", "user", "assistant")
 
@@ -43,7 +44,7 @@ class Chat:
         self.session, self.template, self.system = session, template, system
         self.params, self.max_tokens = params or SamplingParams(), max_tokens
         self.stop = (*template.stops, *stop)
-        self.end_ids = list(written_ends(session.llm.tokenizer, template.source))
+        self.end_ids = list(answer_ends(session.llm.tokenizer, template.source))
         self.ends: set[int] | None = None
         if ignore_eos:
             self.ends = set()
@@ -73,8 +74,12 @@ class Chat:
         """Let the model read a text, before a new conversation; its tokens. Raises UsageError where it does not fit."""
         session, tokenizer = self.session, self.session.llm.tokenizer
         session.check_fits(text)
-        add_bos = session.llm.quirks.adds_bos
-        ids = tokenizer.encode_more(text) if session.length else tokenizer.encode(text, add_bos)
+        if session.length:
+            ids = tokenizer.encode_more(text)
+        elif tokenizer.bos_id is None:
+            ids = opening(self.template, tokenizer) + tokenizer.encode(text)
+        else:
+            ids = tokenizer.encode(text, session.llm.quirks.adds_bos)
         session.add(ids)
         self.begin()
         session.read(PROMPT_CHUNK, on_tokens)
@@ -130,6 +135,9 @@ class Chat:
         rendered = render(self.template, messages, tokenizer, self.guard, lambda line: self._tell(line, notice))
         if self._rendered:
             more = rest_of(rendered, self._rendered, self._said, self._ended)
+            if more is None and self._ended and (rest := rest_of(rendered, self._rendered, self._said, "")) is not None:
+                session.cut(len(session.tokens) - 1)  # the template ends the answer in another way
+                self._ended, more = "", rest
             if more is not None:
                 session.check_fits(more.replace(self.guard, ""))
                 session.add(self._as_read(tokenizer.encode_rendered(more, self.guard, at_start=False)))
@@ -137,7 +145,7 @@ class Chat:
                 return
         session.check_fits(rendered.replace(self.guard, ""), self.n_front + session.n_unknown)
         ids = tokenizer.encode_rendered(rendered, self.guard, at_start=self.n_front + session.n_unknown == 0)
-        if self.n_front and ids[:1] == [tokenizer.bos_id]:
+        if self.n_front and ids[:1] in ([tokenizer.bos_id], opening(self.template, tokenizer)):
             ids = ids[1:]  # the text has begun already; after a llama2Rnn memory each turn has its own, as there
         ids = self._as_read(ids)
         if not self._rendered:
@@ -172,7 +180,8 @@ class Chat:
         """All that a session file should keep beside the session."""
         return json.dumps(
             {
-                "template": self.template.name, "system": self.system, "messages": self.messages, "guard": self.guard,
+                "template": self.template.name, "template_args": dict(self.template.args), "system": self.system,
+                "messages": self.messages, "guard": self.guard,
                 "n_front": self.n_front, "rendered": self._rendered, "said": self._said, "ended": self._ended,
             },
             ensure_ascii=False,
@@ -203,18 +212,19 @@ class Chat:
             self.messages = begin + [message for message in self.messages if message["role"] != "system"]
 
 
-def template_of(text: str) -> str | None:
-    """The name of the template of a saved conversation, where it can be told."""
+def template_of(text: str) -> tuple[str | None, dict[str, Any]]:
+    """The name of the template of a saved conversation, where it can be told, and what users gave to it."""
     try:
-        name = json.loads(text).get("template") if text else None
+        saved = json.loads(text) if text else {}
+        name, args = saved.get("template"), saved.get("template_args")
     except (ValueError, AttributeError, RecursionError):
-        return None
-    return name if isinstance(name, str) else None
+        return None, {}
+    return name if isinstance(name, str) else None, args if isinstance(args, dict) else {}
 
 
 def rest_of(rendered: str, before: str, said: str, ended: str) -> str | None:
-    """What of ``rendered`` comes after ``before``, what was said and the token that ended it; None where that is not
-    what it has there.
+    """What of ``rendered`` comes after ``before``, what was said and the token that ended it (empty for none); None
+    where that is not what it has there.
 
     Models begin and end an answer with a space or none as they like, and so do templates: that is no difference.
     """
@@ -225,4 +235,4 @@ def rest_of(rendered: str, before: str, said: str, ended: str) -> str | None:
     rest = rest.lstrip().removeprefix(words) if words else rest
     if not ended:
         return rest.removeprefix(said[len(said.rstrip()) :])
-    return rest.lstrip().removeprefix(ended) if rest.lstrip().startswith(ended) else rest
+    return rest.lstrip().removeprefix(ended) if rest.lstrip().startswith(ended) else None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llamagpu.chat import Chat, template_of
-from llamagpu.chat_templates import NONE, choose_template, read_template_args
+from llamagpu.chat_templates import choose_template, read_template_args
 from llamagpu.commands import about_faithful, say_sampling
 from llamagpu.devices import peak_memory_bytes
 from llamagpu.errors import ContextFullError, LlamaGPUError, TemplateError, UsageError, printable
@@ -97,7 +97,7 @@ def chat(
         temperature, top_k, top_p, min_p, repetition_penalty, seed, sampler_order
     )  # refuses before any work
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
-    values = read_template_args(template_args)
+    values = None if template_args is None else read_template_args(template_args)
     memory_file = Memory.held(memory, memory_format) if memory is not None else None
     text = read_text_file(document, f"--document {document}") if document is not None else None
     bars: dict[str, ProgressBar] = {}
@@ -135,7 +135,8 @@ class Room:
 
     def __init__(
         self, llm: LLM, template: str, system: str | None, params: SamplingParams, max_tokens: int, stop: list[str],
-        tell_time: bool, memory: Memory | None, ignore_eos: bool = False, template_args: Mapping[str, Any] = NONE,
+        tell_time: bool, memory: Memory | None, ignore_eos: bool = False,
+        template_args: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.llm, self.template, self.system = llm, template, system
         self.params, self.max_tokens, self.stop = params, max_tokens, stop
@@ -161,9 +162,13 @@ class Room:
 
     def begin(self, session: Session, conversation: str, path: Path) -> None:
         """Go on with a conversation as ``Chat.to_json`` wrote it; empty: none yet. Raises LlamaGPUError."""
-        name, known = self.template, template_of(conversation)
+        name, (known, args) = self.template, template_of(conversation)
         wanted = known if name == "auto" and known is not None else name
-        template, why = choose_template(wanted, self.llm, self.template_args)
+        if self.template_args is not None:
+            args = dict(self.template_args)
+        elif wanted != known:
+            args = {}
+        template, why = choose_template(wanted, self.llm, args)
         if name == "auto" and known is not None:
             why = "as in the memory"
         seed = session.seed if self.params.seed is None else self.params.seed  # 0 is a seed like any other

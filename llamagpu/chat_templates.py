@@ -39,12 +39,13 @@ def as_it_is(value: Any) -> Any:
 class Template(Protocol):
     """name: as --template has it. stops: strings that end an answer. source: where control tokens are looked for.
 
-    takes_system: whether a system prompt becomes part of the text.
+    args: what users give it by name. takes_system: whether a system prompt becomes part of the text.
     """
 
     name: str
     stops: tuple[str, ...]
     source: str
+    args: Mapping[str, Any]
 
     @property
     def takes_system(self) -> bool: ...
@@ -60,7 +61,7 @@ class Template(Protocol):
 class Llama2:
     """Llama 2's: [INST] and <<SYS>>, each turn with its own start and end token."""
 
-    name, source, takes_system = "llama2", "", True
+    name, source, takes_system, args = "llama2", "", True, NONE
     stops: tuple[str, ...] = ()
 
     def __init__(self, bos: str, eos: str) -> None:
@@ -83,7 +84,7 @@ class Llama2:
 class Plain:
     """Lines that begin with the speaker, for models that were not made for conversations."""
 
-    name, source, takes_system = "plain", "", True
+    name, source, takes_system, args = "plain", "", True, NONE
     stops: tuple[str, ...] = ("\nUser:", "\nAssistant:")
 
     def __init__(self, bos: str) -> None:
@@ -221,6 +222,8 @@ def guarded(text: str, tokenizer: Tokenizer, guard: str) -> str:
     """``text`` with the guard after the first character of all that looks like a control token."""
     if not tokenizer.controls:
         return text
-    starts = (f"{re.escape(control[0])}(?={re.escape(control[1:])})" for control in tokenizer.controls if control)
-    pattern = "|".join(starts)
+    rests: dict[str, list[str]] = {}  # by the first character: some models have thousands, which all begin with <
+    for control in filter(None, tokenizer.controls):
+        rests.setdefault(control[0], []).append(re.escape(control[1:]))
+    pattern = "|".join(f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items())
     return re.sub(pattern, lambda match: match[0] + guard, text)

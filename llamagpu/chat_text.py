@@ -12,6 +12,7 @@ from llamagpu.chat_templates import Message, Template, guarded
 from llamagpu.errors import UsageError
 from llamagpu.text_files import read_text_file
 from llamagpu.tokenizers import Tokenizer
+from llamagpu.tokenizers.special_tokens import named_ids
 
 FOLDED = "the model's template has no place for a system prompt: it is put before the first message of the user"
 
@@ -50,6 +51,16 @@ def render(
     return template.render(safe, lambda value: guarded_value(value, tokenizer, guard))
 
 
+def opening(template: Template, tokenizer: Tokenizer) -> list[int]:
+    """The start token by which a template opens a conversation; empty where it writes none."""
+    try:
+        text = template.render([{"role": "user", "content": "x"}])
+    except UsageError:
+        return []
+    first = tokenizer.encode_rendered(text, new_guard(), at_start=True)[:1]
+    return first if first == [named_ids(tokenizer)[0]] else []
+
+
 def folded(messages: Sequence[Message]) -> list[Message]:
     """With the system prompt at the beginning of what the user says first."""
     system, *others = messages
@@ -58,7 +69,8 @@ def folded(messages: Sequence[Message]) -> list[Message]:
     if at is None:
         return [{"role": "user", "content": text}, *others]
     said = others[at].get("content")
-    content: Any = [{"type": "text", "text": f"{text}\n\n"}, *said] if isinstance(said, list) else f"{text}\n\n{said}"
+    front = f"{text}\n\n"
+    content: Any = [{"type": "text", "text": front}, *said] if isinstance(said, list) else front + text_of(said)
     return [*others[:at], {**others[at], "content": content}, *others[at + 1 :]]
 
 

@@ -26,10 +26,10 @@ Tensor = NDArray[Any] | Int8Matrix | AffineQuant | RandomMatrix | Deferred
 @dataclass(frozen=True)
 class AddedToken:
     """A token beside a trained vocabulary. special: it is a control token; others are text that is cut out of a text
-    before all else. lstrip, rstrip: it takes the spaces before it, or after it, along."""
+    before all else; None: its file does not say. lstrip, rstrip: it takes the spaces before it, or after it, along."""
 
     text: str
-    special: bool = True
+    special: bool | None = True
     lstrip: bool = False
     rstrip: bool = False
     normalized: bool = False

@@ -292,6 +292,8 @@ def tokenize(
         raise UsageError("give a TEXT or --messages FILE, not both")
     if messages is None and (template != "auto" or template_args is not None):
         raise UsageError("--template and --template_args are for --messages")
+    if messages is not None and (special or not bos):
+        raise UsageError("--special and --bos are for a TEXT: of a conversation the template decides")
     said = read_messages(messages) if messages is not None else []
     values = read_template_args(template_args)
     opened = open_text(model, tokenizer)

@@ -10,7 +10,7 @@ from typing import Any
 
 from llamagpu.chat_templates import NONE, Message, default_name, make_template
 from llamagpu.chat_text import chat_ids
-from llamagpu.formats import is_model, open_checkpoint
+from llamagpu.formats import find_reader, open_checkpoint
 from llamagpu.formats.huggingface_text import read_chat_template, read_text_settings
 from llamagpu.formats.token_facts import TOKENIZER_CONFIG, facts_beside, read_optional
 from llamagpu.llm import find_tokenizer, model_path
@@ -43,12 +43,12 @@ class ModelText:
 
 def open_text(model: str | Path, tokenizer: str | Path | None = None) -> ModelText:
     """Of a model, of a folder that holds a tokenizer and no weights, or of a tokenizer file. Raises LlamaGPUError."""
-    path = model_path(model)
+    path, reader = find_reader(model_path(model))  # of a folder that stands for a file, that file
     if tokenizer is None and path.is_dir() and not any(path.glob("*.safetensors")):
         text = read_text_settings(path, read_optional(path / "config.json"), None)
         if text.tokenizer is not None:
             return ModelText(open_spec(text.tokenizer, path), text.chat_template, text.stop_tokens)
-    if tokenizer is None and path.is_file() and not is_model(path):
+    if tokenizer is None and path.is_file() and reader is None:
         facts, template = facts_beside(path), None
         if facts is not None:
             template = read_chat_template(path.parent, read_optional(path.parent / TOKENIZER_CONFIG))

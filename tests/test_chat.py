@@ -194,7 +194,7 @@ def test_the_token_that_ends_an_answer_is_not_read_twice(device: Device) -> None
     end = chat_tokenizer().controls["<|im_end|>"]
     for llm in chat_models(device, TEMPLATES["chatml"]):
         chat = new_chat(llm, max_tokens=40)
-        assert chat.end_ids == [end]
+        assert set(chat.end_ids) == {end, chat_tokenizer().controls["</s>"]}
         chat.end_ids = [*chat.end_ids, *range(300)]  # so that answers end
         "".join(chat.ask("Hello", notice=fail))
         assert chat.answer is not None
@@ -206,6 +206,20 @@ def test_the_token_that_ends_an_answer_is_not_read_twice(device: Device) -> None
         new = chat.session.tokens[len(before) :]
         assert llm.tokenizer.decode(new).startswith("\nuser\nMore\nassistant\n")
         assert new[0] != end
+
+
+def test_an_end_that_the_template_does_not_write_is_not_read(device: Device) -> None:
+    end, written = (chat_tokenizer().controls[text] for text in ("</s>", "<|im_end|>"))
+    for llm in chat_models(device, TEMPLATES["chatml"]):
+        chat = new_chat(llm, max_tokens=4, ignore_eos=True)
+        "".join(chat.ask("Hello", notice=fail))
+        chat.session.add([end])
+        chat._ended = "</s>"  # as if the model had ended its answer so
+        n_before = len(chat.session.tokens)
+        "".join(chat.ask("More", notice=fail))
+        assert chat.session.tokens[n_before - 1] == written
+        assert end not in chat.session.tokens
+        equals_a_fresh_one(chat.session)
 
 
 @pytest.mark.parametrize("rewindable", [True, False])
@@ -240,6 +254,7 @@ def test_stop_strings_of_the_plain_template(device: Device) -> None:
 def test_rest_of() -> None:
     assert rest_of("ab c </s>d", "ab", " c", "</s>") == "d"
     assert rest_of("ab c </s>d", "ab", "c ", "") == "</s>d"
+    assert rest_of("ab c <|end|>d", "ab", "c ", "</s>") is None
     assert rest_of("ab c\nUser: x", "ab", " c\n", "") == "User: x"
     assert rest_of("ab x", "ab", "c", "") is None
     assert rest_of("xb c", "ab", "c", "") is None

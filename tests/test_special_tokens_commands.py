@@ -57,6 +57,18 @@ def test_a_chat_reads_what_chat_ids_says(model: Path) -> None:
         assert llm.chat_ids(SAID) != ids
 
 
+def test_a_text_begins_once_where_a_document_comes_first(model: Path) -> None:
+    """Plain texts have no start token here, and the template writes one."""
+    llm = llamagpu.load(model, device="cpu")
+    talk = Chat(Session(llm), choose_template("auto", llm)[0], None, SamplingParams(temperature=0), max_tokens=1)
+    n = talk.read_document("on the mat", lambda n: None)
+    list(talk.ask("the cat"))
+    tokens = talk.session.tokens
+    assert tokens[:n] == [500, *llm.tokenizer.encode("on the mat")]
+    assert tokens.count(500) == 1
+    assert tokens[n : n + 5] == llm.tokenizer.encode("[user]the cat")[:5]
+
+
 def test_an_answer_ends_at_the_end_that_is_named_by_text(model: Path) -> None:
     llm = llamagpu.load(model, device="cpu")
     assert llm.generate("the", max_tokens=1).end_ids == {502}
@@ -84,6 +96,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({}, "TEXT is missing"),
     "both": ({"text": "a", "messages": "x"}, "not both"),
     "of no use": ({"text": "a", "template_args": "{}"}, "are for --messages"),
+    "special": ({"messages": "GOOD", "special": True}, "are for a TEXT"),
+    "no bos": ({"messages": "GOOD", "bos": False}, "are for a TEXT"),
     "no file": ({"messages": "there is none"}, "--messages there is none: No such file"),
     "no JSON": ({"messages": "FILE"}, "--messages .* is not valid JSON"),
     "no object": ({"messages": "GOOD", "template_args": "[1]"}, "must be a JSON object"),
@@ -98,7 +112,7 @@ def test_wrong_commands(case: str, model: Path, tmp_path: Path) -> None:
     files = {"FILE": tmp_path / "a.json", "GOOD": tmp_path / "b.json"}
     files["FILE"].write_text("[")
     files["GOOD"].write_text(json.dumps(SAID))
-    given: dict[str, Any] = {name: str(files.get(value, value)) for name, value in flags.items()}
+    given: dict[str, Any] = {name: str(files[value]) if value in files else value for name, value in flags.items()}
     with pytest.raises(UsageError, match=message):
         commands.tokenize(str(model), **given)
 
@@ -127,6 +141,17 @@ def test_chat_with_template_args(
     assert notices.count("system prompt") == 1
     with pytest.raises(UsageError, match="template_args"):
         chat(str(model), device="cpu", template_args="3")
+
+
+def test_a_saved_talk_keeps_its_template_args(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrites = []
+    for args in ('{"style": "x"}', None, '{"style": "y"}', None, "{}"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat\n")))
+        chat(str(model), device="cpu", max_tokens=2, template_args=args, memory=str(tmp_path / "a.memory"))
+        rewrites.append("the template rewrites" in capsys.readouterr().err)
+    assert rewrites == [False, False, True, False, True]
 
 
 def as_model_bin(model: Path, folder: Path) -> Path:
@@ -171,6 +196,20 @@ def test_a_model_bin_of_version_1_opens(model: Path, tmp_path: Path, monkeypatch
     tokenizer = open_text(as_model_bin(model, tmp_path)).tokenizer
     assert tokenizer.names == {"bos_token": "<|begin_of_text|>"}
     assert tokenizer.bos_id == 500
+
+
+@pytest.mark.parametrize(("kind", "ends"), [(3, True), (4, False)])
+def test_the_usual_ends_end_the_texts_of_a_gguf_file(kind: int, ends: bool, tmp_path: Path) -> None:
+    """Qwen's files name <|im_end|> alone, and a text that is no chat ends with another token."""
+    keys = byte_level_keys("qwen2", add_bos_token=("bool", False))
+    tokens, types = (keys[f"tokenizer.ggml.{name}"][2] for name in ("tokens", "token_type"))
+    tokens[-1], types[-1] = "<|endoftext|>", kind
+    n, file = len(tokens), small_model("qwen2")[0]
+    (tmp_path / "model.gguf").write_bytes(File({**file.keys, **keys}, file.tensors).to_bytes())
+    native.write(tmp_path / "model.bin", open_checkpoint(tmp_path / "model.gguf"))
+    for name in ("model.gguf", "model.bin"):
+        answer = llamagpu.load(tmp_path / name, device="cpu").generate("the", max_tokens=1)
+        assert answer.end_ids == ({n - 2, n - 1} if ends else {n - 2})
 
 
 def test_what_a_gguf_file_names(tmp_path: Path) -> None:

@@ -87,11 +87,6 @@ def list_folder(path: Path) -> set[str]:
         raise ModelFormatError(path, "path", f"cannot be read ({error.strerror})", "check it") from None
 
 
-def is_model(path: Path) -> bool:
-    """Whether a file or folder looks like a model. Raises ModelFormatError where it cannot be read."""
-    return find_reader(path)[1] is not None
-
-
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a model of any format that is known, told by its content. Raises ModelFormatError.
 
@@ -113,4 +108,4 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
-__all__ = ["is_model", "open_checkpoint"]
+__all__ = ["find_reader", "open_checkpoint"]

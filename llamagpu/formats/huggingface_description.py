@@ -158,9 +158,13 @@ def told(facts: TokenFacts, tokenizer: Tokenizer | None, kind: str) -> TokenFact
     facts = replace(facts, ids={}, tokenizer_class=kind if named in ("", NEWEST_CLASS) else named)
     if tokenizer is None:
         return facts
+    added = {
+        token: about if about.special is not None else replace(about, special=about.text in tokenizer.controls)
+        for token, about in facts.added.items()
+    }
     names = {name: text for name, text in tokenizer.names.items() if isinstance(text, str)} if not facts.names else {}
     add_bos = facts.add_bos
     if not tokenizer.says_bos:
         add_bos = tokenizer.bos_id is not None  # a class would add it
     legacy = tokenizer.begins_anew if not tokenizer.says_bos and facts.legacy is None else facts.legacy
-    return replace(facts, names={**facts.names, **names}, add_bos=add_bos, legacy=legacy)
+    return replace(facts, names={**facts.names, **names}, added=added, add_bos=add_bos, legacy=legacy)

@@ -12,6 +12,7 @@ from llamagpu.config import LARGEST
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats.json_file import read_text
 from llamagpu.formats.mapped_file import check_readable
+from llamagpu.formats.model_folder import pointers
 from llamagpu.formats.token_facts import TOKENIZER_CONFIG, facts_of_folder, read_optional
 from llamagpu.sampling import SamplingParams
 
@@ -45,9 +46,9 @@ def read_text_settings(folder: Path, config: dict[str, Any], vocab_size: int | N
     if facts is not None:
         ends += [token for token, about in facts.added.items() if about.text == facts.names.get("eos_token")]
     stop_tokens = tuple(dict.fromkeys(token for token in ends if 0 <= token < (vocab_size or LARGEST["vocab_size"])))
-    notes: tuple[str, ...] = ()
+    notes = pointers(folder)
     if facts is not None and facts.add_eos:
-        notes = ("tokenizer_config.json asks for an end token after each text; llamagpu adds none",)
+        notes += ("tokenizer_config.json asks for an end token after each text; llamagpu adds none",)
     template = read_chat_template(folder, tokenizer_config)
     tokenizer = read_tokenizer(folder, facts)
     return TextSettings(tokenizer, stop_tokens, template, read_sampling(generation), notes)

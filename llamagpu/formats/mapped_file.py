@@ -19,6 +19,7 @@ from llamagpu.watched_file import watch
 
 LFS_POINTER = b"version https://git-lfs."  # a few lines of text that stand for a file in a repository
 LONGEST_POINTER = 1024
+POINTER_PROBLEM = "is a Git LFS pointer, not the file"
 CUT_SHORT = "the download was cut short or the file is damaged: fetch or export it again"
 
 
@@ -41,7 +42,7 @@ def check_readable(path: Path) -> int:
     if status.st_size == 0:
         raise ModelFormatError(path, "length", "is 0 bytes", CUT_SHORT)
     if head == LFS_POINTER:
-        raise ModelFormatError(path, "header", "is a Git LFS pointer, not the file", "run: git lfs pull")
+        raise ModelFormatError(path, "header", POINTER_PROBLEM, "run: git lfs pull")
     return status.st_size
 
 

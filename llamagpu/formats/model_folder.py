@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llamagpu.errors import ModelFormatError, printable
+from llamagpu.formats.mapped_file import POINTER_PROBLEM, check_readable
 
 SUFFIXES = (".gguf", ".bin", ".pt", ".pth")
 SPLIT = re.compile(r"(.+)-[0-9]{5}-of-([0-9]{5})\.gguf", re.ASCII)
@@ -60,6 +61,24 @@ def snapshot(folder: Path) -> Path:
         problem = f"holds several models: {listed(there)}" if there else "is empty"
         raise ModelFormatError(folder / SNAPSHOTS, "path", problem, "give the folder of a snapshot")
     return folder / SNAPSHOTS / there[0]
+
+
+def pointers(folder: Path) -> tuple[str, ...]:
+    """A note of files that Git LFS has not fetched and nobody has asked for; those that are read are refused."""
+    found: list[str] = []
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError:  # a file in it was given by its name
+        return ()
+    for path in paths:
+        try:
+            if path.is_file():
+                check_readable(path)
+        except ModelFormatError as error:
+            found += [path.name] * (error.problem == POINTER_PROBLEM)
+    if not found:
+        return ()
+    return (f"Git LFS has not fetched {listed(found)}: not needed here; git lfs pull gets what is missing",)
 
 
 def listed(names: list[str]) -> str:

@@ -130,19 +130,21 @@ def read_decoder(path: Path, decoder: Any) -> dict[int, AddedToken]:
         if text is None or not key.isascii() or not key.isdigit() or len(key) > 9:
             raise ModelFormatError(path, "added_tokens_decoder", "must give texts by token ids", DAMAGED)
         flags = value if isinstance(value, dict) else {"special": True}
-        added[check_id(path, text, int(key))] = AddedToken(text, **{name: flags.get(name) is True for name in FLAGS})
+        about = AddedToken(text, **{name: flags.get(name) is True for name in FLAGS})
+        if "special" in flags and flags["special"] is None:  # of a model.bin, see read_added
+            about = replace(about, special=None)
+        added[check_id(path, text, int(key))] = about
     return added
 
 
 def read_added(path: Path) -> dict[int, AddedToken]:
-    """added_tokens.json: ids by texts. It does not say which are control tokens: all of them, then, since what users
-    write must not become one. Raises ModelFormatError."""
+    """added_tokens.json: ids by texts. It does not say which are control tokens. Raises ModelFormatError."""
     added: dict[int, AddedToken] = {}
     for text, token in read_json_object(path).items():
         if type(token) is not int:
             raise ModelFormatError(path, text[:80], "must be a token id", DAMAGED)
         if text:
-            added[check_id(path, text, token)] = AddedToken(check_text(path, text, text))
+            added[check_id(path, text, token)] = AddedToken(check_text(path, text, text), special=None)
     return added
 
 

@@ -8,10 +8,11 @@ itself puts before a text. The kinds of tokenizer know what is inside their own 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from llamagpu.checkpoint import TokenFacts
+from llamagpu.checkpoint import AddedToken, TokenFacts
 from llamagpu.tokenizers.base import Tokenizer
 
 END = "<|endoftext|>"
@@ -28,17 +29,11 @@ CLASS_NAMES: dict[str, Mapping[str, str]] = {
 }
 # Those that obey add_bos_token where a tokenizer.json lies beside it; of the others that file alone says.
 FLAG_CLASSES = ("", "CodeLlamaTokenizer", "CohereTokenizer", "GemmaTokenizer", "LlamaTokenizer")
-# Control tokens that end what a model says, where its template writes them: some models do not name theirs as an end.
-ENDS = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<|end_of_turn|>",
-    "</s>",
-    "<|endoftext|>",
-)
+# Control tokens that end what a model says: some models do not name theirs as an end. Of a text they are the end in any
+# chat, of a turn where the template writes them. A GGUF file has room for three ends: there all of these are, as in
+# llama.cpp.
+TEXT_ENDS = ("</s>", END, "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<eos>")
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>")
 
 
 def settle(tokenizer: Tokenizer, facts: TokenFacts | None) -> None:
@@ -55,7 +50,7 @@ def settle(tokenizer: Tokenizer, facts: TokenFacts | None) -> None:
     # what a class names and the vocabulary lacks is no token
     there = [text for text in named.values() if text in said or tokenizer.id_of(text) is not None]
     control = dict.fromkeys(text for text in (*there, *facts.more) if may_be_control(tokenizer, text))
-    tokenizer.add_tokens(facts.added, list(control))
+    tokenizer.add_tokens(added_tokens(tokenizer, facts.added), list(control))
     tokenizer.names = {**named, "additional_special_tokens": list(facts.more)} if facts.more else named
     if facts.legacy is not None:
         tokenizer.begins_anew = facts.legacy
@@ -66,6 +61,16 @@ def settle(tokenizer: Tokenizer, facts: TokenFacts | None) -> None:
     tokenizer.eos_id = after if eos is None else eos
     if after is not None and after != tokenizer.eos_id:
         tokenizer.stop_ids = (*tokenizer.stop_ids, after)
+    if facts.ids:  # of a GGUF file
+        tokenizer.stop_ids = (*tokenizer.stop_ids, *controls_of(tokenizer, TEXT_ENDS + TURN_ENDS))
+
+
+def added_tokens(tokenizer: Tokenizer, added: Mapping[int, AddedToken]) -> dict[int, AddedToken]:
+    """Those of added_tokens.json are what a tokenizer.json says that they are. Where it does not have them they are
+    control tokens, since what users write must not become one."""
+    own = {token for token, about in added.items() if tokenizer.says_bos and tokenizer.id_of(about.text) is not None}
+    kept = {token: about for token, about in added.items() if about.special is not None or token not in own}
+    return {token: replace(about, special=about.special is not False) for token, about in kept.items()}
 
 
 def may_be_control(tokenizer: Tokenizer, text: str) -> bool:
@@ -123,6 +128,11 @@ def end_ids(tokenizer: Tokenizer, stop_tokens: Collection[int]) -> set[int]:
     return {token for token in own if token is not None}
 
 
-def written_ends(tokenizer: Tokenizer, template: str) -> set[int]:
-    """Control tokens by which a template shows that an answer ends."""
-    return {tokenizer.controls[text] for text in ENDS if text in tokenizer.controls and text in template}
+def answer_ends(tokenizer: Tokenizer, template: str) -> set[int]:
+    """Tokens that end an answer, beside those that end any text. template: the source, which shows how turns end."""
+    return controls_of(tokenizer, TEXT_ENDS) | controls_of(tokenizer, [text for text in TURN_ENDS if text in template])
+
+
+def controls_of(tokenizer: Tokenizer, texts: Iterable[str]) -> set[int]:
+    """Those of these control tokens that a vocabulary has."""
+    return {tokenizer.controls[text] for text in texts if text in tokenizer.controls}

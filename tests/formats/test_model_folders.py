@@ -11,11 +11,13 @@ import pytest
 import llamagpu
 from llamagpu import commands
 from llamagpu.errors import ModelFormatError
-from llamagpu.formats import is_model, native, open_checkpoint
+from llamagpu.formats import find_reader, native, open_checkpoint
 from llamagpu.formats.mapped_file import LFS_POINTER
-from tests.formats.gguf_files import small_model
+from llamagpu.model_text import open_text
+from tests.formats.gguf_files import File, small_model
 from tests.formats.test_gguf import split
 from tests.references.make_huggingface import LLAMA, TOKENS, build, random_tensors, write_folder
+from tests.tokenizers.test_gguf import byte_level_keys
 from tests.tokenizers.tokenizer_json import llama3_like
 
 POINTER = LFS_POINTER + b"example/spec/v1\noid sha256:4d7a\nsize 135\n"
@@ -50,7 +52,7 @@ def test_a_folder_with_one_model_file(write: Callable[[Path], None], with_config
     (folder / "tokenizer.bin").write_bytes(np.arange(1, 40, dtype="<i4").tobytes())  # as plausible as a llama2.c file
     if with_config:
         (folder / "config.json").write_text('{"model_type": "llama"}')
-    assert is_model(folder)
+    assert find_reader(folder)[1] is not None
     assert open_checkpoint(folder).path == file
     np.testing.assert_array_equal(logits_of(folder), logits_of(file))
 
@@ -76,7 +78,7 @@ def test_a_split_model_without_its_first_part(tmp_path: Path) -> None:
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     (tmp_path / "data.bin").write_text("no model, by its content, whatever it is called")
-    assert not is_model(tmp_path)
+    assert find_reader(tmp_path)[1] is None
     with pytest.raises(ModelFormatError, match="a folder without a model in it"):
         open_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
@@ -134,6 +136,22 @@ def test_a_snapshot_of_a_gguf_file(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path).path == folder / "model.Q8_0.gguf"
 
 
+def test_the_tokens_of_a_folder_are_those_of_the_file_that_it_stands_for(tmp_path: Path) -> None:
+    """Many folders of GGUF files keep the tokenizer of the model that they were made from."""
+    folder = tmp_path / "snapshots" / "aaaa"
+    folder.mkdir(parents=True)
+    file, small = folder / "model.gguf", small_model("qwen2")[0]
+    file.write_bytes(File({**small.keys, **byte_level_keys("qwen2")}, small.tensors).to_bytes())
+    expected = open_text(file).tokenizer.encode("the cat")
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").write_bytes(llama3_like())
+    for path in (folder, tmp_path):
+        assert open_text(path).tokenizer.encode("the cat") == expected
+    file.unlink()
+    for path in (folder, tmp_path):
+        assert open_text(path).tokenizer.encode("the cat")[0] == 500, "without a model its own"
+
+
 def test_snapshots_within_one_another_end(tmp_path: Path) -> None:
     (tmp_path / "snapshots").mkdir()
     (tmp_path / "snapshots" / "aaaa").symlink_to(tmp_path)
@@ -156,6 +174,17 @@ def test_a_pointer_of_git_lfs_in_a_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError) as caught:
         open_checkpoint(folder)
     assert str(caught.value) == f"{folder / name}: header: is a Git LFS pointer, not the file; run: git lfs pull"
+
+
+def test_pointers_that_nobody_needs_are_told(tmp_path: Path) -> None:
+    folder = build(NAME, tmp_path)
+    (folder / "tokenizer.json").write_bytes(llama3_like())
+    assert open_checkpoint(folder).notes == ()
+    for name in ("tokenizer.model", "onnx.bin"):
+        (folder / name).write_bytes(POINTER)
+    assert open_checkpoint(folder).notes == (
+        "Git LFS has not fetched onnx.bin, tokenizer.model: not needed here; git lfs pull gets what is missing",
+    )
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.gguf", "model.bin", "consolidated.00.pth"])

@@ -14,6 +14,7 @@ import pytest
 from llamagpu.checkpoint import AddedToken, TokenFacts, TokenizerSpec
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import open_checkpoint
+from llamagpu.formats.huggingface_description import told
 from llamagpu.formats.token_facts import facts_of, facts_of_folder, values_of
 from llamagpu.llm import model_path
 from llamagpu.model_text import ModelText, open_text
@@ -148,6 +149,10 @@ def test_a_system_prompt_that_has_no_place_opens_the_first_turn(refusal: str, tm
     assert "system prompt" in told[0]
     taken = text_of(tmp_path / "b", eos_token="<|eot_id|>", chat_template=PLAIN)
     assert taken.chat_ids(SYSTEM, notice=quiet) != folded
+    silent: list[Any] = [SYSTEM[0], {"role": "user", "content": None}]
+    assert text.chat_ids(silent, notice=told.append) == text.chat_ids(
+        [{"role": "user", "content": "Be kind.\n\n"}], notice=quiet
+    )
 
 
 def test_whose_fault_it_is(tmp_path: Path) -> None:
@@ -250,6 +255,26 @@ def test_tokens_that_are_added_to_a_sentencepiece_model(where: str, tmp_path: Pa
     assert tokenizer.decode([n, *tokenizer.encode("the cat"), n + 1]) == "the cat"
     assert max(tokenizer.encode("the<|im_end|>")) < n
     assert tokenizer.encode("the<|im_end|>", special=True)[-1] == n + 1
+
+
+def test_tokenizer_json_says_which_of_added_tokens_json_are_text(tmp_path: Path) -> None:
+    """Runs of spaces, in models of code, are listed there too."""
+    path = folder(
+        tmp_path, qwen2_like(), tokenizer_config={"eos_token": "<|im_end|>"},
+        added_tokens={"<|im_end|>": 502, "<think>": 503, "<new>": 600},
+    )  # fmt: skip
+    facts = facts_of_folder(path)
+    assert facts is not None
+    again = facts_of(path, values_of(facts))
+    for tokenizer in (open_text(path).tokenizer, open_spec(TokenizerSpec("huggingface", qwen2_like(), again), path)):
+        think, new = (tokenizer.id_of(text) for text in ("<think>", "<new>"))
+        assert think is not None
+        assert think in tokenizer.encode("the<think>cat")
+        assert tokenizer.decode(tokenizer.encode("the<think>cat")) == "the<think>cat"
+        assert new in tokenizer.encode("a<new>", special=True)
+        assert new not in tokenizer.encode("a<new>")
+    written = told(facts, tokenizer, "PreTrainedTokenizerFast").added
+    assert [written[token].special for token in sorted(written)] == [True, False, True]
 
 
 def test_added_tokens_that_are_text(tmp_path: Path) -> None:
