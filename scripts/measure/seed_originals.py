@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,4 +246,5 @@ def call_quantize(library: str, source: str, target: str, bits: str) -> None:
 
 
 if __name__ == "__main__":
-    {"logits": call_logits, "quantize": call_quantize}[sys.argv[1]](*sys.argv[2:])
+    calls: dict[str, Callable[..., None]] = {"logits": call_logits, "quantize": call_quantize}
+    calls[sys.argv[1]](*sys.argv[2:])
