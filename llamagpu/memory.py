@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import session_file
 from llamagpu.formats.file_lock import FileLock
@@ -104,6 +106,8 @@ class Memory:
         if self.format != "llama2rnn":
             return session_file.read(self.path, self.fingerprint(llm))
         arrays, place = llama2rnn_memory(llm).read_memory(self.path, llm.config)
+        if not place and np.array_equal(arrays["memory"], llm.model.origin_memory):
+            return SavedSession({}, 0, [])  # as that program writes it before the first token
         length = place or llm.config.mem_len  # at a boundary whole chunks are behind it: never nothing
         return SavedSession(arrays, length, [], n_unknown=length)
 
