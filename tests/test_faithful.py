@@ -305,7 +305,7 @@ def test_rllama(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert sampler.sample(given) == token
         assert given.tolist() == np.array(logits, np.float32).tolist()
     with pytest.raises(llamagpu.LlamaGPUError, match="not numbers"):
-        llm.backend.sampler(SamplingParams(0), 2).sample(np.array([np.inf, 1], np.float32))
+        FirstIsZero(SamplingParams(0), 2).sample(np.array([np.inf, 1], np.float32))
     for faithful, notice in ((True, "the repetition penalty does nothing"), (False, "encourages tokens that are")):
         run(str(folder), "on", device="cpu", faithful=faithful, repetition_penalty=0.8, max_tokens=2)
         shown = capsys.readouterr().err
