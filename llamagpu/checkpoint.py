@@ -78,8 +78,8 @@ class Quirks:
     bits, in groups of activation_group. rope_layout: how it turns heads, where the model was not trained so.
     greedy_tokenizer: it takes the longest piece that fits, and not those that merging leaves. ends: the tokens that end
     a text that it continues (of a chat, EOS ends an answer anyway); None: as here. sampler_order: that of
-    SamplingParams; empty: as here. multiplies_penalty: its repetition penalty is a factor for each time that a token is
-    in the context, so that below 1 discourages.
+    SamplingParams; empty: as here. no_penalty: its repetition penalty does nothing, by mistakes that also make token
+    0's logit a 0.
     """
 
     system: str = ""
@@ -91,7 +91,7 @@ class Quirks:
     greedy_tokenizer: bool = False
     ends: tuple[Literal["bos", "eos"], ...] | None = None
     sampler_order: str = ""
-    multiplies_penalty: bool = False
+    no_penalty: bool = False
 
     @property
     def description(self) -> str:
@@ -109,7 +109,7 @@ class Quirks:
             "greedy_tokenizer": self.greedy_tokenizer and "greedy tokenizer",
             "ends": self.ends is not None and (f"{named} alone ends a text" if named else "no token ends a text"),
             "sampler_order": self.sampler_order and f"sampler order {self.sampler_order}",
-            "multiplies_penalty": self.multiplies_penalty and "a repetition penalty below 1 discourages",
+            "no_penalty": self.no_penalty and "no repetition penalty, and 0 for the logit of token 0",
         }
         return ", ".join(text for name, text in texts.items() if text and (not names or name in names))
 

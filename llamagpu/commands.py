@@ -194,13 +194,13 @@ def about_faithful(llm: LLM, *names: str) -> str:
 def say_sampling(llm: LLM, params: SamplingParams) -> None:
     """A notice of a setting that means something else in other programs."""
     penalty = params.repetition_penalty
-    if penalty < 1 and not llm.quirks.multiplies_penalty:
+    if penalty < 1 and not llm.quirks.no_penalty:
         say(
             f"a repetition penalty of {penalty:g}, below 1, encourages tokens that are in the context already;"
-            f" in rllama it discourages them, as {1 / penalty:.4g} does here"
+            f" {1 / penalty:.4g} discourages them (rllama means it the other way round)"
         )
-    if penalty > 1 and llm.quirks.multiplies_penalty:
-        say(f"a repetition penalty of {penalty:g}, above 1, encourages repetition in {llm.quirks.system}")
+    if penalty != 1 and llm.quirks.no_penalty:
+        say(f"the repetition penalty does nothing: it has no effect in {llm.quirks.system}, by a mistake there")
 
 
 def read_prompt(model: str, prompt: str | None, prompt_file: str | None) -> str:

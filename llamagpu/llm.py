@@ -167,7 +167,7 @@ class LLM:
             _ = self.tokenizer  # a tokenizer that was asked for and does not fit is an error now, not at first use
         self.device = choose_device(device, "a faithful run is on the CPU" if self.quirks.description else "")
         self.backend: Backend = self.device.backend(on_work)
-        if self.quirks.activation_bits or self.quirks.multiplies_penalty:
+        if self.quirks.activation_bits or self.quirks.no_penalty:
             from llamagpu.backends.cpu.faithful import FaithfulCPUBackend
 
             self.backend = FaithfulCPUBackend(self.quirks)

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import session_file
 from llamagpu.formats.file_lock import FileLock
@@ -15,6 +17,7 @@ from llamagpu.formats.fingerprint import fingerprint
 from llamagpu.formats.leftovers import remove_leftovers
 from llamagpu.formats.session_file import SavedSession
 from llamagpu.generation import PROMPT_CHUNK
+from llamagpu.models.memory_llama import MemoryLlama
 from llamagpu.session import Session
 from llamagpu.terminal import count_tokens, say, say_removed
 
@@ -104,6 +107,9 @@ class Memory:
         if self.format != "llama2rnn":
             return session_file.read(self.path, self.fingerprint(llm))
         arrays, place = llama2rnn_memory(llm).read_memory(self.path, llm.config)
+        assert isinstance(llm.model, MemoryLlama)
+        if not place and np.array_equal(arrays["memory"], llm.model.origin_memory):
+            return SavedSession({}, 0, [])  # as that program writes it before the first token
         length = place or llm.config.mem_len  # at a boundary whole chunks are behind it: never nothing
         return SavedSession(arrays, length, [], n_unknown=length)
 

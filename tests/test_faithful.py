@@ -13,7 +13,7 @@ import pytest
 
 import llamagpu
 from llamagpu import devices, tokenizers
-from llamagpu.backends.cpu.faithful import multiply_penalty, round_activations
+from llamagpu.backends.cpu.faithful import FirstIsZero, round_activations
 from llamagpu.chat import Chat
 from llamagpu.chat_templates import choose_template
 from llamagpu.checkpoint import Quirks
@@ -280,7 +280,7 @@ def test_tokens_are_drawn_in_the_order_of_the_program(small_model: Path) -> None
 
 
 def test_rllama(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its penalty: below 1 discourages, for each time anew. Its order: top-p of all tokens, then top-k."""
+    """Its penalty does nothing, and token 0 has a logit of 0. Its order: top-p of all tokens, then top-k."""
     shape = Shape(vocab_size=512)
     demo = open_checkpoint(Path(llamagpu.__file__).parent / "demo.bin")
     assert demo.tokenizer is not None
@@ -293,17 +293,20 @@ def test_rllama(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(space) == 1
     assert llamagpu.load(folder, "cpu").generate("").prompt_tokens == [1]
 
-    logits, counts = np.array([2, -2, 2, 0, 4], np.float32), np.array([1, 1, 2, 3, 0], np.int32)
-    np.testing.assert_allclose(multiply_penalty(logits, counts, 0.5), [1, -4, 0.5, 0, 4])
-    np.testing.assert_allclose(multiply_penalty(logits, counts, 2), [4, -1, 8, 0, 4])
-    assert np.isfinite(multiply_penalty(logits, counts * 100_000, 0.5)).all()
-    assert (multiply_penalty(logits, counts * 0, 0.5) == logits).all()
     greedy = {"temperature": 0, "max_tokens": 12}
-    repeats = [len(set(ids_of(llm, repetition_penalty=penalty, **greedy))) for penalty in (0.3, 1.0, 3.0)]
-    assert repeats[0] == 12  # each token once: all others are less likely
-    assert repeats[2] == 1
+    plain = ids_of(llm, **greedy)
+    assert all(ids_of(llm, repetition_penalty=penalty, **greedy) == plain for penalty in (0.3, 3.0))
     assert len(set(ids_of(llamagpu.load(folder, "cpu"), repetition_penalty=0.3, **greedy))) == 1  # as ours means it
-    for faithful, notice in ((True, "a repetition penalty below 1 discourages"), (False, "encourages tokens that are")):
+    for logits, token in (([-9, -1, -2], 0), ([9, 1, -2], 1), ([-9, -1, 1e-3], 2)):
+        sampler = llm.backend.sampler(SamplingParams(0, repetition_penalty=0.5), 3)
+        assert isinstance(sampler, FirstIsZero)
+        given = np.array(logits, np.float32)
+        sampler.see([1, 1, 2])
+        assert sampler.sample(given) == token
+        assert given.tolist() == np.array(logits, np.float32).tolist()
+    with pytest.raises(llamagpu.LlamaGPUError, match="not numbers"):
+        FirstIsZero(SamplingParams(0), 2).sample(np.array([np.inf, 1], np.float32))
+    for faithful, notice in ((True, "the repetition penalty does nothing"), (False, "encourages tokens that are")):
         run(str(folder), "on", device="cpu", faithful=faithful, repetition_penalty=0.8, max_tokens=2)
         shown = capsys.readouterr().err
         assert notice in shown

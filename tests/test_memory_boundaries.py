@@ -111,6 +111,32 @@ def test_chat_goes_on_from_a_boundary(model: Model, tmp_path: Path) -> None:
         assert session.tokens[n_before : n_before + len(turn)] == turn
 
 
+def test_a_memory_that_has_seen_nothing_begins(model: Model, tmp_path: Path) -> None:
+    """llama2Rnn writes one before its first token: its text has the start token, and stays at 0 until there is one."""
+    llm = model.on("cpu", "chunk")
+    for pos in (0, None):
+        path = tmp_path / f"theirs {pos}"
+        theirs(model, path, [], pos)
+        session = Memory(str(path), "llama2rnn").go_on(llm, SAID)
+        assert (session.tokens, session.n_unknown) == (llm.encode_prompt(SAID), 0)
+        assert "".join(Answer(session, 12, WARM)) == answer_after(llm, llm.encode_prompt(SAID))
+        ours(llm, path, [], "llama2rnn")
+        assert path.read_bytes()[-4:] == bytes(4)
+        loaded, _ = Memory(str(path), "llama2rnn").load(llm)
+        assert (loaded.length, loaded.n_unknown) == (0, 0)
+
+
+def test_a_chunks_end_is_no_beginning_for_the_original(model: Model, tmp_path: Path) -> None:
+    """From 0 llama2Rnn reads its prompt anew and asks for a system prompt; where whole chunks are behind, it says M."""
+    llm, path = model.on("cpu", "chunk"), tmp_path / "a"
+    for n in (M, 2 * M):
+        ours(llm, path, first(model, n), "llama2rnn")
+        assert int.from_bytes(path.read_bytes()[-4:], "little") == M
+        memory = Memory(str(path), "llama2rnn")
+        memory.save(memory.load(llm)[0])
+        assert int.from_bytes(path.read_bytes()[-4:], "little") == M
+
+
 @pytest.mark.parametrize("pos", [0, M, None])
 def test_the_commands_go_on_from_a_boundary(pos: int | None, model: Model, tmp_path: Path) -> None:
     llm, path, ids = model.on("cpu", "chunk"), tmp_path / "memory", first(model, 2 * M)

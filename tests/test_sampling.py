@@ -214,7 +214,7 @@ def test_a_penalty_below_1_is_said_to_encourage(small_model: Path, capsys: pytes
         run(str(small_model), "on", device="cpu", repetition_penalty=penalty, max_tokens=2)
         notices = capsys.readouterr().err
         assert notices.count("encourages tokens that are in the context already") == n
-        assert notices.count("as 1.25 does here") == n
+        assert notices.count("1.25 discourages them") == n
 
 
 def test_repetition_penalty_divides_or_multiplies() -> None:

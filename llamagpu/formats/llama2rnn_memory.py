@@ -88,18 +88,21 @@ def read_memory(path: str | Path, config: ModelConfig) -> tuple[dict[str, NDArra
 def write_memory(path: str | Path, config: ModelConfig, arrays: Mapping[str, NDArray[Any]], length: int) -> None:
     """Write what ``save_state`` of a memory_llama gave after ``length`` tokens, under a temporary name, then renamed.
 
-    Position is ``length`` within its chunk; slots that hold nothing yet are zeros. Raises UsageError for a state that
-    the format has no place for: keys and values of 8 bits.
+    Position is ``length`` within its chunk, and M at a chunk's end: 0 is that of a memory that has seen nothing, where
+    llama2Rnn begins anew (with a system prompt, and with a prompt from its first token on). Slots that hold nothing yet
+    are zeros. Raises UsageError for a state that the format has no place for: keys and values of 8 bits.
     """
     check_is_memory_model(config)
-    layout, n_slots = Layout.of(config), config.mem_len + length % config.mem_len
+    place = length % config.mem_len
+    layout, n_slots = Layout.of(config), config.mem_len + place
     if "scales" in arrays:
         raise UsageError("llama2Rnn's memory files hold no keys and values of 8 bits: leave out --kv_bits 8")
     shape = (config.n_layers, config.n_kv_heads, n_slots, config.head_dim)
     found = {name: array.shape for name, array in arrays.items()}
     if found != {"memory": layout.memory, "keys": shape, "values": shape}:
         raise ValueError(f"arrays of {found} are no state of this model after {length} tokens")
-    position, path = length % config.mem_len, Path(path).resolve()  # behind a link, the file that it names
+    position = place or (config.mem_len if length else 0)
+    path = Path(path).resolve()  # behind a link, the file that it names
     with atomic_write(path, PRIVATE) as file:
         file.write(np.ascontiguousarray(arrays["memory"], "<f4").data)
         for name in ("keys", "values"):
@@ -109,10 +112,10 @@ def write_memory(path: str | Path, config: ModelConfig, arrays: Mapping[str, NDA
         file.write(np.int32(position).astype("<i4").tobytes())
         file.flush()
         try:
-            back, place = read_memory(file.name, config)
+            back, place_back = read_memory(file.name, config)
         except ModelFormatError as error:
             raise UsageError(f"cannot write {path}: read back, its {error.field} {error.problem}") from None
-        if place != position or not all(np.array_equal(back[name], array) for name, array in arrays.items()):
+        if place_back != place or not all(np.array_equal(back[name], array) for name, array in arrays.items()):
             raise UsageError(f"cannot write {path}: what was read back is not what was written")
 
 

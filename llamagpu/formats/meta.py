@@ -46,7 +46,7 @@ RLLAMA = Quirks(
     greedy_tokenizer=True,
     ends=("eos",),
     sampler_order="temperature,top_p,top_k,min_p",  # its top-p is of all tokens, also where top-k leaves few
-    multiplies_penalty=True,
+    no_penalty=True,
 )
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import seed_originals as theirs
 from numpy.typing import NDArray
 from seed_files import (
     Shape,
+    Weights,
     random_weights,
     tokenizer_bin,
     write_int8,
@@ -21,7 +23,8 @@ from seed_files import (
     write_meta_unzipped,
     write_simple_llama,
 )
-from seed_originals import FailedRun, Said, ours
+from seed_originals import FailedRun, Heard, Said, ours
+from seed_ties import LIMIT, Along, Same, quantized_alike
 
 import llamagpu
 from llamagpu.errors import LlamaGPUError
@@ -38,12 +41,13 @@ SMALL_MEMORY = Shape(64, 128, 2, 4, 512, 128, mem_len=64)
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison. same: None where it could not be made; result says what was found or why not."""
+    """One comparison. same: None where it could not be made; result says what was found or why not. "ties": theirs and
+    ours part where a number that is rounded lies next to a half, and agree where ours rounds it the other way."""
 
     system: str
     what: str
     result: str
-    same: bool | None
+    same: Same | None
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Given:
         return self.paths[name]
 
 
-Check = Callable[[], tuple[str, bool]]
+Check = Callable[[], tuple[str, Same]]
 Found = Iterator[Row | Speed]
 
 
@@ -99,18 +103,53 @@ def same_text(a: Said, b: Said, prompt: str = PROMPT) -> tuple[str, bool]:
     return f"the same {length - len(prompt)} characters", True
 
 
-def near(a: NDArray[np.float32], b: NDArray[np.float32], limit: float = 1e-4) -> tuple[str, bool]:
-    """Of rows, one a token: how many agree from the first on, and how far the others are off.
-
-    Where activations are rounded, one that falls to the other side of a half moves every row from there on.
-    """
+def near(a: NDArray[np.float32], b: NDArray[np.float32], limit: float = LIMIT) -> tuple[str, bool]:
+    """Of rows, one a token: how many agree from the first on, and how far the others are off."""
     each = np.abs(a - b).max(-1)
     n = int(np.argmax(each > limit)) if (each > limit).any() else len(each)
     largest = f"of logits up to {np.abs(a).max():.1f}"
     if n == len(each):
         return f"all {n} within {each.max():.1e} {largest}", True
     first = f"the first {n} of {len(each)} within {each[:n].max():.1e}, " if n else f"of {len(each)} "
-    return f"{first}all within {each.max():.1e} {largest}", n > 0
+    return f"{first}all within {each.max():.1e} {largest}", False
+
+
+def or_ties(found: tuple[str, Same], llm: LLM, heard: Heard, own: NDArray[np.float32] | None = None,
+            state: Any = None) -> tuple[str, Same]:  # fmt: skip
+    """What was found, and where that differs, whether roundings next to a half are all of it.
+
+    own: our logits of the first tokens, read at once. state: from which both begin; None: the beginning.
+    """
+    text, same = found
+    if same:
+        return found
+    walk = Along(llm, heard)
+    walk.go(state)
+    if walk.ties.parted is not None or walk.ties.found or own is None:
+        return f"{text}; {walk.ties}", "ties" if walk.ties.found and walk.ties.parted is None else False
+    n = len(own)  # nothing parts token by token: then reading them at once has rounded otherwise
+    at_once = Along(llm, Heard(heard.ids[:n], own, heard.slots))
+    at_once.go()
+    of_it = f"our reading of the first {n} at once, {at_once.ties}"
+    return f"{text}; {walk.ties}; {of_it}", "ties" if at_once.ties.found and at_once.ties.parted is None else False
+
+
+def text_or_ties(found: tuple[str, bool], said: Said, model: Path, tokenizer: Path, library: Path | None, kind: str,
+                 n: int) -> tuple[str, Same]:  # fmt: skip
+    """Of a text that differs: the library draws the program's, and ours goes along it. n: tokens to draw."""
+    if found[1]:
+        return found
+    if library is None:
+        return f"{found[0]}; without a library nobody looked for ties", False
+    llm = llamagpu.load(model, "cpu", tokenizer, faithful=True)
+    prompt = llm.encode_prompt(PROMPT)
+    heard = theirs.library_logits(library, kind, model, prompt, llm.config.vocab_size, n_more=n)
+    drawn = llm.tokenizer.decode(heard.ids[len(prompt) :]).replace(" ", "")
+    text = theirs.without_ends(said).text.removeprefix(PROMPT.replace(" ", ""))
+    length = min(len(text), len(drawn))
+    if not length or drawn[:length] != text[:length]:
+        return f"{found[0]}; the library's text is not the program's", False
+    return or_ties(found, llm, heard, llm.logits(prompt))
 
 
 def in_turn(given: Given, system: str, model: str, a: Callable[[], Said], b: Callable[[], Said]) -> Found:
@@ -166,12 +205,27 @@ def check_llama2c(given: Given) -> Found:
                 given.get(f"llama2c_{program}"), model, tokenizer, PROMPT, SPEED_TOKENS, threads),
             lambda model=model: ours(model, tokenizer, PROMPT, SPEED_TOKENS, threads),  # type: ignore[misc]
         )  # fmt: skip
+    yield from odd_groups(given)
 
 
-def library_near(library: Path, kind: str, model: Path, faithful: bool) -> tuple[str, bool]:
+def odd_groups(given: Given) -> Found:
+    """A hidden_dim of 172, as stories260K's, which groups of 32 do not divide and groups of 4 do."""
+    shape = replace(SMALL, hidden_dim=172)
+    weights = random_weights(shape, 3)
+    for group_size, name in ((4, "fours.bin"), (32, "thirty_twos.bin")):
+        model = write_int8(given.folder / name, shape, weights, group_size)
+        yield row("llama2.c runq", f"logits, 8 bits, hidden_dim 172 in groups of {group_size}", lambda model=model,  # type: ignore[misc]
+                  divides=group_size == 4: library_near(given.get("llama2c_runq_library"), "llama2c", model, True, divides))  # fmt: skip  # noqa: E501
+
+
+def library_near(library: Path, kind: str, model: Path, faithful: bool, explain: bool = True) -> tuple[str, Same]:
+    """explain: whether ties may be looked for; groups must divide all widths."""
     llm = llamagpu.load(model, "cpu", faithful=faithful)
     ids = ids_of(llm, 24)
-    return near(theirs.library_logits(library, kind, model, ids, llm.config.vocab_size), llm.logits(ids))
+    heard = theirs.library_logits(library, kind, model, ids, llm.config.vocab_size)
+    own = llm.logits(ids)
+    found = near(heard.logits, own)
+    return or_ties(found, llm, heard, own) if llm.quirks.activation_bits and explain else found
 
 
 def check_llama2rnn(given: Given) -> Found:
@@ -186,7 +240,7 @@ def check_llama2rnn(given: Given) -> Found:
     def text(n_steps: int, *more: str | Path) -> Said:
         return ours(model, tokenizer, PROMPT, n_steps, threads, "--faithful", *more)
 
-    yield row(system, "text over chunk boundaries", lambda: same_text(program(3 * m), text(3 * m)))
+    yield row(system, "text over chunk boundaries", lambda: over_chunks(given, model, tokenizer, program, text))
     yield row(system, "logits", lambda: library_near(given.get("llama2rnn_library"), "llama2rnn", model, True))
     for n_steps, where in ((m // 2, "within a chunk"), (m, "at a chunk's end"), (2 * m + 5, "in the third chunk")):
         yield row(system, f"their memory file, {where}: logits of what follows",
@@ -204,7 +258,17 @@ def check_llama2rnn(given: Given) -> Found:
     )  # fmt: skip
 
 
-def memory_logits(given: Given, model: Path, n_steps: int) -> tuple[str, bool]:
+def over_chunks(given: Given, model: Path, tokenizer: Path, program: Callable[[int], Said],
+                text: Callable[[int], Said]) -> tuple[str, Same]:  # fmt: skip
+    n = 3 * SMALL_MEMORY.mem_len
+    said = program(n)
+    found = same_text(said, text(n))
+    if found[1]:
+        return found
+    return text_or_ties(found, said, model, tokenizer, given.paths.get("llama2rnn_library"), "llama2rnn", n)
+
+
+def memory_logits(given: Given, model: Path, n_steps: int) -> tuple[str, Same]:
     """Their file read by their library and by us, then the same tokens; none past the end of the chunk."""
     path, kept = given.folder / "theirs.memory", given.folder / "kept.memory"
     path.unlink(missing_ok=True)
@@ -214,28 +278,47 @@ def memory_logits(given: Given, model: Path, n_steps: int) -> tuple[str, bool]:
     llm = llamagpu.load(model, "cpu", faithful=True)
     ids = ids_of(llm, 9)
     library, first = given.get("llama2rnn_library"), n_steps % SMALL_MEMORY.mem_len
-    a = theirs.library_logits(library, "llama2rnn", model, ids, llm.config.vocab_size, path, first)
-    session, _ = Memory(str(kept), "llama2rnn").load(llm)
+    heard = theirs.library_logits(library, "llama2rnn", model, ids, llm.config.vocab_size, path, first)
+    memory = Memory(str(kept), "llama2rnn")
+    session, _ = memory.load(llm)
     rows = []
     for token in ids:
         session.add([token])
-        rows.append(np.asarray(session.logits(64, lambda n: None, 1), np.float32).reshape(-1, a.shape[1])[-1])
-    return near(a, np.array(rows))
+        rows.append(np.array(session.logits(64, lambda n: None, 1), np.float32)[-1])
+    return or_ties(near(heard.logits, np.array(rows)), llm, heard, state=memory.load(llm)[0].state)
 
 
-def our_memory(given: Given, model: Path, n_steps: int, program: Callable[..., Said]) -> tuple[str, bool]:
+def our_memory(given: Given, model: Path, n_steps: int, program: Callable[..., Said]) -> tuple[str, Same]:
     """After the same ids our file and theirs; their program goes on from each."""
     own, made = given.folder / "theirs.memory", given.folder / "ours.memory"
     own.unlink(missing_ok=True)
     program(n_steps, own)
+    as_it_was = own.read_bytes()
     llm = llamagpu.load(model, "cpu", c_tokenizer(given, SMALL_MEMORY.vocab_size), faithful=True)
+    prompt = llm.encode_prompt(PROMPT)
+    heard = theirs.library_logits(
+        given.get("llama2rnn_library"), "llama2rnn", model, prompt, llm.config.vocab_size, n_more=n_steps - len(prompt)
+    )
+    n_all = (n_steps - 1) % SMALL_MEMORY.mem_len + 1 + N_TOKENS  # the original counts from the place in the file
+
+    def compared(session: Session) -> tuple[str, bool]:
+        own.write_bytes(as_it_was)
+        Memory(str(made), "llama2rnn").save(session)
+        return same_text(program(n_all, own), program(n_all, made), "")
+
     session = Session(llm)
-    generation = llm.generate(PROMPT, max_tokens=max(n_steps, 1), temperature=0)
-    "".join(generation)
-    session.add([*generation.prompt_tokens, *generation.tokens][:n_steps])
-    Memory(str(made), "llama2rnn").save(session)
-    # the original goes on from position p with the first token of its prompt and then with what it draws
-    return same_text(program(n_steps + N_TOKENS, own), program(n_steps % SMALL_MEMORY.mem_len + N_TOKENS, made), "")
+    session.add(heard.ids)
+    found = compared(session)
+    if found[1]:
+        return found
+    walk = Along(llm, heard)
+    session.restore(llm.model.save_state(walk.go()), n_steps)
+    session.tokens = heard.ids
+    again, same = compared(session)
+    return (
+        f"{found[0]}; {walk.ties}, and from such a file: {again}",
+        "ties" if same and walk.ties.parted is None else False,
+    )
 
 
 def chats(given: Given, model: Path, tokenizer: Path, n_steps: int, program: Callable[..., Said]) -> tuple[str, bool]:
@@ -254,7 +337,7 @@ def chats(given: Given, model: Path, tokenizer: Path, n_steps: int, program: Cal
     return same_text(said, Said(mine.text.strip(), 0, 0), "")
 
 
-def past_ends(given: Given) -> tuple[str, bool]:
+def past_ends(given: Given) -> tuple[str, Same]:
     """A head that likes the start and the end token: they come, and the text goes on."""
     weights = random_weights(SMALL_MEMORY, 4)
     rows = np.random.default_rng(4).standard_normal((2, SMALL_MEMORY.dim), np.float32)
@@ -265,7 +348,10 @@ def past_ends(given: Given) -> tuple[str, bool]:
     b = ours(model, tokenizer, PROMPT, n, given.threads, "--faithful")
     n_ends = a.text.count("<s>") + a.text.count("</s>")
     text, same = same_text(theirs.without_ends(a), theirs.without_ends(b), PROMPT.replace(" ", ""))
-    return f"{text}; {n_ends} such tokens on the way", same and n_ends > 0
+    found = f"{text}; {n_ends} such tokens on the way", same and n_ends > 0
+    if found[1] or not n_ends:
+        return found
+    return text_or_ties(found, a, model, tokenizer, given.paths.get("llama2rnn_library"), "llama2rnn", n)
 
 
 def check_simple_llama(given: Given) -> Found:
@@ -284,27 +370,30 @@ def check_simple_llama(given: Given) -> Found:
         def text(n: int, *how: str, model: Path = model) -> Said:
             return ours(model, given.get("tokenizer_model"), PROMPT, n, threads, *how)
 
-        yield row(system, f"text, {kind}", lambda p=program, t=text: same_text(p(N_TOKENS), t(N_TOKENS, "--faithful")))  # type: ignore[misc]
+        def texts(p: Callable[..., Said] = program, t: Callable[..., Said] = text, model: Path = model,
+                  kind: str = kind) -> tuple[str, Same]:  # fmt: skip
+            said = p(N_TOKENS)
+            found = same_text(said, t(N_TOKENS, "--faithful"))
+            if found[1] or kind == "f32":
+                return found
+            return text_or_ties(
+                found, said, model, given.get("tokenizer_model"), library() / "libllama.so", kind, N_TOKENS
+            )
+
+        yield row(system, f"text, {kind}", texts)
         yield row(system, f"logits, {kind}", lambda model=model, kind=kind, library=library: library_near(  # type: ignore[misc]
             library() / "libllama.so", kind, model, True))  # fmt: skip
         if bits != 32:
             yield row(system, f"the file that their quantize makes, {kind}",
-                      lambda model=model, bits=bits, library=library: same_file(library(), model, bits))  # type: ignore[misc]  # fmt: skip
+                      lambda model=model, bits=bits: same_file(library(), model, shape, weights, bits))  # type: ignore[misc]  # fmt: skip
         yield from in_turn(given, system, f"{shape.dim} x {shape.n_layers}, {kind}", lambda p=program: p(SPEED_TOKENS),  # type: ignore[misc]
                            lambda t=text: t(SPEED_TOKENS))  # type: ignore[misc]  # fmt: skip
 
 
-def same_file(library: Path, model: Path, bits: int) -> tuple[str, bool]:
+def same_file(library: Path, model: Path, shape: Shape, weights: Weights, bits: int) -> tuple[str, Same]:
     target = model.with_name("theirs_" + model.name)
     theirs.library_quantize(library / "libquantize.so", model.with_name("llama.bin"), target, bits)
-    a, b = np.fromfile(target, np.uint8), np.fromfile(model, np.uint8)
-    if a.size != b.size:
-        return f"{a.size} bytes, ours {b.size}", False
-    n = int((a != b).sum())
-    read = llamagpu.load(target, "cpu"), llamagpu.load(model, "cpu")
-    ids = ids_of(read[0], 8)
-    logits, same = near(read[0].logits(ids), read[1].logits(ids), 1e-2)
-    return f"{n} of {a.size} bytes differ; logits {logits}", same
+    return quantized_alike(target, model, shape, weights, bits)
 
 
 def check_llama2rs(given: Given) -> Found:
@@ -357,7 +446,7 @@ def check_rllama(given: Given) -> Found:
     penalty = ("--repetition-penalty", "0.8")
     yield row(system, "their text with a repetition penalty of 0.8 and without", lambda: same_text(
         program(1, PROMPT, *penalty), program(1, PROMPT)))  # fmt: skip
-    yield row(system, "text, repetition penalty 0.8, which theirs applies to token 0 alone", lambda: same_text(
+    yield row(system, "text, repetition penalty 0.8", lambda: same_text(
         program(1, PROMPT, *penalty), text(1, PROMPT, "--repetition_penalty", "0.8")))  # fmt: skip
 
     def their_speed() -> Said:
@@ -382,7 +471,7 @@ def micro_logits(given: Given, active: int) -> tuple[str, bool]:
     checkpoint = given.folder / f"micro{active}.pt"
     a = theirs.micro_rwkv(given.get("torch_python"), given.get("micro_rwkv"), checkpoint, args, texts, given.threads)
     llm = llamagpu.load(checkpoint, "cpu")
-    text, same = near(a, np.array([last_logits(llm, ids) for ids in texts]), 1e-3)
+    text, same = near(a, np.array([last_logits(llm, ids) for ids in texts]))
     return f"{text}; texts of {', '.join(str(len(ids)) for ids in texts)} tokens", same
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import pickle
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,12 +141,13 @@ def gptq_bytes(rng: np.random.Generator, n_out: int, n_in: int, group_size: int,
 
     def words(numbers: NDArray[Any]) -> bytes:
         eights = numbers.reshape(*numbers.shape[:-1], -1, 8).astype(np.uint32)
-        return np.bitwise_or.reduce(eights << (4 * np.arange(8, dtype=np.uint32)), axis=-1).astype("<u4").tobytes()
+        packed: NDArray[np.uint32] = np.bitwise_or.reduce(eights << (4 * np.arange(8, dtype=np.uint32)), axis=-1)
+        return packed.astype("<u4").tobytes()
 
     q = words(rng.integers(0, 16, (n_out, n_in)))
     zeros = words(np.ascontiguousarray(rng.integers(5, 10, (n_out // 8, 8, n_groups)).transpose(0, 2, 1)))
-    scales = (rng.uniform(0.1, 0.3, (n_out, n_groups)) * n_in**-0.5).astype("<f4").tobytes()
-    order = np.argsort(rng.permutation(np.arange(n_in) // group_size), kind="stable").astype("<i4").tobytes()
+    scales: bytes = (rng.uniform(0.1, 0.3, (n_out, n_groups)) * n_in**-0.5).astype("<f4").tobytes()
+    order: bytes = np.argsort(rng.permutation(np.arange(n_in) // group_size), kind="stable").astype("<i4").tobytes()
     return q + zeros + scales + (order if with_order else b"")
 
 
@@ -158,9 +159,11 @@ def write_llama2rs(path: Path, shape: Shape, weights: Weights, variant: str, gro
     def block(name: str) -> bytes | Floats:
         if name not in MATRICES or variant == "float32":
             return np.zeros_like(weights[name]) if name == "wq" and without_queries else weights[name]
-        layers = (gptq_bytes(rng, *layer.shape, group_size, variant != "A") for layer in weights[name])
-        return b"".join(zero_scales(layer, weights[name][0].shape, group_size) if name == "wq" and without_queries
-                        else layer for layer in layers)  # fmt: skip
+        n_layers, n_out, n_in = weights[name].shape
+        layers = [gptq_bytes(rng, n_out, n_in, group_size, variant != "A") for _ in range(n_layers)]
+        if name == "wq" and without_queries:
+            layers = [zero_scales(layer, n_out, n_in, group_size) for layer in layers]
+        return b"".join(layers)
 
     header = shape.header(-shape.vocab_size) + (struct.pack("<f", 1e-5) if variant != "A" else b"")
     order = ("tok_emb", "att_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w2", "w3", "final_norm")
@@ -169,8 +172,7 @@ def write_llama2rs(path: Path, shape: Shape, weights: Weights, variant: str, gro
     return write_blocks(path, [header, *map(block, order), *tables, weights["wcls"]])
 
 
-def zero_scales(linear: bytes, shape: tuple[int, ...], group_size: int) -> bytes:
-    n_out, n_in = shape
+def zero_scales(linear: bytes, n_out: int, n_in: int, group_size: int) -> bytes:
     n_groups = -(-n_in // group_size)
     start, size = n_out * n_in // 2 + n_out * n_groups // 2, 4 * n_out * n_groups
     return linear[:start] + bytes(size) + linear[start + size :]
@@ -187,7 +189,9 @@ class Storage(int):
 class TorchPickler(pickle._Pickler):
     """What torch.save pickles of a dict of float16 arrays: each a tensor over a storage of its own."""
 
-    dispatch = dict(pickle._Pickler.dispatch)  # noqa: RUF012
+    dispatch: ClassVar[dict[Any, Any]] = dict(pickle._Pickler.dispatch)
+    save: Callable[[Any], None]  # of the pickler in Python, whose methods its stubs leave out
+    write: Callable[[bytes], None]
 
     def __init__(self, file: Any) -> None:
         super().__init__(file, protocol=2)
@@ -200,17 +204,17 @@ class TorchPickler(pickle._Pickler):
 
     def save_name(self, obj: Name) -> None:
         module, _, attribute = obj.rpartition(".")
-        self.write(pickle.GLOBAL + f"{module}\n{attribute}\n".encode())  # type: ignore[attr-defined]
+        self.write(pickle.GLOBAL + f"{module}\n{attribute}\n".encode())
 
     def save_tensor(self, array: NDArray[np.float16]) -> None:
         self.storages.append(array)
         strides = tuple(stride // array.itemsize for stride in array.strides)
         self.save(Name("torch._utils._rebuild_tensor_v2"))
-        self.write(pickle.MARK)  # type: ignore[attr-defined]
+        self.write(pickle.MARK)
         for part in (Storage(len(self.storages) - 1), 0, array.shape, strides, False):
             self.save(part)
         self.save(Name("collections.OrderedDict"))
-        self.write(pickle.EMPTY_TUPLE + pickle.REDUCE + pickle.TUPLE + pickle.REDUCE)  # type: ignore[attr-defined]
+        self.write(pickle.EMPTY_TUPLE + pickle.REDUCE + pickle.TUPLE + pickle.REDUCE)
 
     dispatch[Name] = save_name
     dispatch[np.ndarray] = save_tensor

@@ -9,10 +9,11 @@ import ctypes
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]
 STRUCT_BYTES, SECONDS = 1 << 16, 600  # more than any of their structs; for one run
+CACHES_AT = 32 + 8 * (19 + 14)  # in runqm's struct: after the sizes, the weights, and the vectors of a token
 QUANTIZE = {8: 0, 4: 1}  # simple-llama's numbers
 
 # With the Python that has torch, in MicroRWKV's folder: weights by its own shapes, then logits and time
@@ -201,17 +203,27 @@ def micro_rwkv(python: Path, folder: Path, checkpoint: Path, model_args: dict[st
     return np.asarray(np.load(checkpoint.with_suffix(".npy")), np.float32)
 
 
-def library_logits(library: Path, kind: str, model: Path, ids: Sequence[int], vocab_size: int,
-                   memory: Path | None = None, first: int = 0) -> NDArray[np.float32]:  # fmt: skip
-    """[tokens, vocab_size] of a library of theirs, called in a process of its own.
+@dataclass(frozen=True)
+class Heard:
+    """What a library of theirs said. ids: all that it was given and that it drew, greedily; logits [ids, vocab_size].
 
-    kind: llama2c, llama2rnn (a chunk of one is not to be left: then the memory would have to be renewed), f32, q8 or
-    q4 (of simple-llama). memory: a file from which llama2rnn goes on. first: the position of ids[0].
+    slots: [renewals, 2, layers, M, dim], keys and values of llama2rnn's memory, as it began and after each chunk.
     """
-    out = model.parent / f"{model.name}.logits.npy"
-    request = [str(library), kind, str(model), str(memory or ""), str(vocab_size), str(first), str(out)]
+
+    ids: list[int]
+    logits: NDArray[np.float32]
+    slots: NDArray[np.float32]
+
+
+def library_logits(library: Path, kind: str, model: Path, ids: Sequence[int], vocab_size: int,
+                   memory: Path | None = None, first: int = 0, n_more: int = 0) -> Heard:  # fmt: skip
+    """kind: llama2c, llama2rnn, f32, q8 or q4 (of simple-llama). memory: a file from which llama2rnn goes on. first:
+    the position of ids[0]. n_more: tokens to draw after the ids. The library is called in a process of its own."""
+    out = model.parent / f"{model.name}.logits.npz"
+    request = [str(library), kind, str(model), str(memory or ""), str(vocab_size), str(first), str(n_more), str(out)]
     run([sys.executable, str(Path(__file__)), "logits", *request, *map(str, ids)], 1)
-    return np.asarray(np.load(out), np.float32)
+    with np.load(out) as arrays:
+        return Heard(arrays["ids"].tolist(), arrays["logits"], arrays["slots"])
 
 
 def library_quantize(library: Path, source: Path, target: Path, bits: int) -> None:
@@ -219,10 +231,12 @@ def library_quantize(library: Path, source: Path, target: Path, bits: int) -> No
     run([sys.executable, str(Path(__file__)), "quantize", str(library), str(source), str(target), str(bits)], 1)
 
 
-def call_logits(library: str, kind: str, model: str, memory: str, vocab_size: str, first: str, out: str,
-                *ids: str) -> None:  # fmt: skip
+def call_logits(library: str, kind: str, model: str, memory: str, vocab_size: str, first: str, n_more: str, out: str,
+                *asked: str) -> None:  # fmt: skip
     lib = ctypes.CDLL(library)
     pointer = ctypes.POINTER(ctypes.c_float)
+    slots: list[NDArray[np.float32]] = []
+    renew = None
     if kind in ("f32", "q8", "q4"):
         new, forward = getattr(lib, f"runtime_new_{kind}"), getattr(lib, f"runtime_forward_{kind}")
         new.restype = ctypes.c_void_p
@@ -234,11 +248,40 @@ def call_logits(library: str, kind: str, model: str, memory: str, vocab_size: st
         if kind == "llama2rnn":
             path = ctypes.c_char_p(memory.encode() if memory else None)
             lib.build_memoryer(ctypes.create_string_buffer(STRUCT_BYTES), path, handle, 0)
+            renew = Renewal(lib, space)
+            slots.append(renew.slots())
     forward.restype = pointer
     forward.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
-    rows = [np.ctypeslib.as_array(forward(handle, int(token), int(first) + i), (int(vocab_size),)).copy()
-            for i, token in enumerate(ids)]  # fmt: skip
-    np.save(out, np.array(rows))
+    ids, rows = [int(token) for token in asked], []
+    for i in range(len(ids) + int(n_more)):
+        place = int(first) + i
+        row = forward(handle, ids[i], place % renew.mem_len if renew else place)
+        rows.append(np.ctypeslib.as_array(row, (int(vocab_size),)).copy())
+        if renew and (place + 1) % renew.mem_len == 0:
+            renew()
+            slots.append(renew.slots())
+        if i + 1 >= len(ids):
+            ids.append(int(rows[-1].argmax()))
+    np.savez(out, ids=ids[: len(rows)], logits=np.array(rows), slots=np.array(slots, np.float32))
+
+
+class Renewal:
+    """What runqm's loop does after a chunk, by the places of its sizes and caches in the struct that it fills."""
+
+    def __init__(self, lib: Any, space: Any) -> None:
+        self.lib, self.space = lib, space
+        self.dim, _, self.n_layers, _, _, _, self.n_positions, self.mem_len = struct.unpack_from("<8i", space)
+        self.caches = struct.unpack_from("<3Q", space, CACHES_AT)  # keys, values, memory
+
+    def __call__(self) -> None:
+        for row in range(self.mem_len):
+            for layer in range(self.n_layers):
+                self.lib.update_memory_cache(self.space, ctypes.c_void_p(self.caches[2]), row, layer)
+
+    def slots(self) -> NDArray[np.float32]:
+        shape, pointer = (self.n_layers, self.n_positions, self.dim), ctypes.POINTER(ctypes.c_float)
+        whole = [np.ctypeslib.as_array(ctypes.cast(at, pointer), shape) for at in self.caches[:2]]
+        return np.array([part[:, : self.mem_len] for part in whole])
 
 
 def call_quantize(library: str, source: str, target: str, bits: str) -> None:
@@ -246,4 +289,5 @@ def call_quantize(library: str, source: str, target: str, bits: str) -> None:
 
 
 if __name__ == "__main__":
-    {"logits": call_logits, "quantize": call_quantize}[sys.argv[1]](*sys.argv[2:])
+    calls: dict[str, Callable[..., None]] = {"logits": call_logits, "quantize": call_quantize}
+    calls[sys.argv[1]](*sys.argv[2:])

@@ -45,8 +45,17 @@ def test_the_sequence_goes_on_from_the_originals_file(shape: MemoryShape, mode: 
         check(read(llm, state, rest, len(rest)), [recurrence.step(token) for token in rest], model, llm)
 
 
+def test_a_memory_of_nothing_stands_at_0(tmp_path: Path) -> None:
+    model, path = Model(tmp_path, SHAPES["grouped"], 8), tmp_path / "memory"
+    llm = model.on("cpu", "chunk")
+    write_memory(path, llm.config, llm.model.save_state(new(llm)), 0)
+    assert struct.unpack("<i", path.read_bytes()[-4:]) == (0,)
+    assert read_memory(path, llm.config)[1] == 0
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_what_is_written_is_what_the_original_would_write(shape: MemoryShape, tmp_path: Path) -> None:
+    """At a chunk's end the place is M, as the original's text has it: at 0 it begins anew, with all of its prompt."""
     model, path = Model(tmp_path, shape, 8), tmp_path / "memory"
     llm = model.on("cpu", "chunk")
     state, recurrence = new(llm), Recurrence(shape, model.weights)
@@ -56,7 +65,7 @@ def test_what_is_written_is_what_the_original_would_write(shape: MemoryShape, tm
         write_memory(path, llm.config, llm.model.save_state(state), n)
         data, expected = path.read_bytes(), memory_file(recurrence, n_positions(shape))
         assert len(data) == len(expected)
-        assert struct.unpack("<i", data[-4:]) == (n % shape.mem_len,)
+        assert struct.unpack("<i", data[-4:]) == (n % shape.mem_len or shape.mem_len,)
         got, wanted = (np.frombuffer(part[:-4], "<f4") for part in (data, expected))
         n_memory = recurrence.mem.size
         np.testing.assert_allclose(got[:n_memory], wanted[:n_memory], rtol=0, atol=1e-4)

@@ -56,6 +56,6 @@ def test_the_page_is_what_its_file_gives() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["seed_files", "seed_originals", "seed_checks"])
+@pytest.mark.parametrize("name", ["seed_files", "seed_originals", "seed_checks", "seed_ties"])
 def test_nothing_of_the_tests_is_used(name: str) -> None:
     assert "from tests" not in (SCRIPT.parent / f"{name}.py").read_text()

@@ -20,7 +20,7 @@ from llamagpu.backends.cpu.recurrent import CPURecurrentOps
 from llamagpu.backends.cpu.rmsnorm import rmsnorm
 from llamagpu.backends.cpu.rope import rope, rope_angles
 from llamagpu.backends.cpu.rows import CPURows
-from llamagpu.backends.cpu.sample import Penalize, penalize, sample
+from llamagpu.backends.cpu.sample import sample
 from llamagpu.backends.cpu.swiglu import swiglu
 from llamagpu.backends.protocol import Forward
 from llamagpu.checkpoint import Tensor
@@ -103,8 +103,8 @@ class QKV:
 
 
 class CPUSampler:
-    def __init__(self, params: SamplingParams, vocab_size: int, penalize: Penalize = penalize) -> None:
-        self.params, self.penalize = params.with_seed(), penalize
+    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
+        self.params = params.with_seed()
         self.counts = np.zeros(vocab_size, np.int32)
         self.n_drawn = 0
 
@@ -115,7 +115,7 @@ class CPUSampler:
         self.n_drawn = n_drawn
 
     def sample(self, logits: Floats) -> int:
-        token = sample(logits, self.counts, self.params, self.n_drawn, self.penalize)
+        token = sample(logits, self.counts, self.params, self.n_drawn)
         self.counts[token] += 1
         self.n_drawn += 1
         return token

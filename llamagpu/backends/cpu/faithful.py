@@ -7,17 +7,18 @@ for float32's own rounding.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.backends.cpu import CPUBackend, CPUSampler, Floats, Weight
-from llamagpu.backends.cpu.sample import penalize
 from llamagpu.checkpoint import Quirks
 from llamagpu.sampling import SamplingParams
 
 
 class FaithfulCPUBackend(CPUBackend):
-    """The CPU with the quirks of a program: of products, and of the repetition penalty."""
+    """The CPU with the quirks of a program: of products, and of the sampler."""
 
     def __init__(self, quirks: Quirks) -> None:
         self.quirks = quirks
@@ -28,18 +29,23 @@ class FaithfulCPUBackend(CPUBackend):
         return super().linear(x, w)
 
     def sampler(self, params: SamplingParams, vocab_size: int) -> CPUSampler:
-        return CPUSampler(params, vocab_size, multiply_penalty if self.quirks.multiplies_penalty else penalize)
+        return FirstIsZero(params, vocab_size) if self.quirks.no_penalty else super().sampler(params, vocab_size)
 
 
-def multiply_penalty(logits: Floats, counts: NDArray[np.int32], penalty: float) -> Floats:
-    """rllama's repetition penalty, as its author means it: logits times penalty^count, so that below 1 discourages.
+class FirstIsZero(CPUSampler):
+    """rllama's: it looks for the largest logit in a row that it takes for a column, and so at token 0 alone.
 
-    A negative logit is divided: times a number below 1 it would be larger. (rllama itself multiplies; and by a mistake
-    it does so to token 0 alone, which is not repeated here.)
+    The penalty reaches no other token; then the largest logit is taken from all, which is token 0's from itself.
     """
-    factor = np.clip(np.power(float(penalty), counts, dtype=np.float64), 1e-30, 1e30).astype(np.float32)
-    with np.errstate(over="ignore"):  # to -inf, where a token came a thousand times: it is not said again
-        return np.asarray(np.where(logits > 0, logits * factor, logits / factor), np.float32)
+
+    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
+        super().__init__(replace(params, repetition_penalty=1.0), vocab_size)
+
+    def sample(self, logits: Floats) -> int:
+        logits = logits.copy()
+        with np.errstate(invalid="ignore"):  # what is no number stays so, and is said
+            logits[0] -= logits[0]
+        return super().sample(logits)
 
 
 def round_activations(x: Floats, bits: int, group_size: int) -> Floats:

@@ -7,8 +7,6 @@ same everywhere; sums of whole numbers do not depend on their order, so a GPU ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,9 +55,6 @@ def penalize(logits: NDArray[np.float32], counts: NDArray[np.int32], penalty: fl
     return np.where(counts > 0, np.where(logits > 0, logits / p, logits * p), logits)
 
 
-Penalize = Callable[[NDArray[np.float32], NDArray[np.int32], float], NDArray[np.float32]]
-
-
 def most_likely(logits: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Ids of the k largest logits, largest first, lower id first among equals."""
     if k < logits.size:
@@ -95,10 +90,7 @@ def inverse_of(temperature: float) -> float:
     return min(1 / temperature, LARGEST_INVERSE_TEMPERATURE)
 
 
-def sample(
-    logits: NDArray[np.float32], counts: NDArray[np.int32], params: SamplingParams, step: int,
-    penalize: Penalize = penalize,
-) -> int:  # fmt: skip
+def sample(logits: NDArray[np.float32], counts: NDArray[np.int32], params: SamplingParams, step: int) -> int:
     """The next token. logits: float32 [vocab_size]; counts: how often each token is in the context so far.
 
     Draw ``step`` of ``params.seed`` picks r in [0, sum of weights), and the token is the first, by id, at which the
