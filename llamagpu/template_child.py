@@ -50,7 +50,7 @@ WALL = 5  # seconds by the clock, for each that it may compute
 MAX_ERROR = 1000  # characters
 WIDTH = re.compile(r"\d{5}")  # of a number, in a text that says how to format
 # What a template of a model asks jinja2 to import when it runs; afterwards nothing can be opened.
-LATER = ("jinja2.debug", "jinja2.constants", "pprint", "random", "html", "stringprep")
+LATER = ("jinja2.debug", "jinja2.constants", "pprint", "random", "html", "stringprep", "textwrap")
 CODECS = ("unicode-escape", "ascii", "latin-1", "utf-8", "utf-16", "utf-32", "idna", "punycode", "cp1252")
 # System calls that an interpreter makes which computes, reads and writes what is open, and ends. By architecture: its
 # number for a filter, then the calls read, write, fstat, lseek, mmap, mprotect, munmap, brk, rt_sigaction,

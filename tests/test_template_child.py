@@ -13,6 +13,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from pprint import pformat
 from typing import Any
 
 import pytest
@@ -82,6 +83,13 @@ def test_one_long_call_is_ended(source: str, monkeypatch: pytest.MonkeyPatch) ->
     assert re.search(r"longer than 0\.3 seconds|too much memory", problem_of(source))
     assert time.monotonic() - start < 10
     assert JinjaTemplate(ECHO).render(HELLO) == "Hello"
+
+
+@linux
+def test_filters_that_import_what_they_need() -> None:
+    """Once the process is confined nothing can be imported."""
+    source = "{{ messages[0].content | wordwrap(2) }} {{ lipsum(n=1)[:0] }}{{ messages | pprint }}{{ [1] | random }}"
+    assert JinjaTemplate(source).render(HELLO) == f"He\nll\no {pformat(list(HELLO))}1"
 
 
 @linux
