@@ -116,6 +116,8 @@ def import_library() -> Any:
 
 
 def look_up(library: Any, name: Name) -> Remote:
+    if library.constants.HF_HUB_OFFLINE:
+        raise HubError(f"{name.source}: HF_HUB_OFFLINE is set, so nothing is downloaded")
     api = library.HfApi(endpoint=endpoint())
     found = api.model_info(name.repository, revision=name.revision, files_metadata=True, timeout=SECONDS)
     if not COMMIT.fullmatch(str(found.sha)):
@@ -233,8 +235,6 @@ def explain(library: Any, name: Name, error: Exception) -> str:
         return f"{hub} does not have this model, or it is private: check the name, or set HF_TOKEN"
     if isinstance(error, kinds.RevisionNotFoundError):
         return f"it does not have a revision {name.revision!r}: give a branch, a tag or a commit"
-    if isinstance(error, kinds.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so nothing is downloaded"
     if isinstance(error, OSError) and error.errno in FULL:
         return f"the disk of {library.constants.HF_HUB_CACHE} is full: make room, or set HF_HOME to another disk"
     if status in (401, 403):
