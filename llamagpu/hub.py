@@ -225,8 +225,10 @@ def in_words(name: Name) -> Iterator[None]:
         raise HubError(f"{name.source}: {explain(import_library(), name, error)}") from None
 
 
-def explain(library: Any, name: Name, error: Exception) -> str:
+def explain(library: Any, name: Name, error: BaseException) -> str:
     kinds, hub = library.errors, where(library)
+    if isinstance(error, kinds.LocalEntryNotFoundError) and error.__cause__ is not None:  # why it looked in the cache
+        error = error.__cause__
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, kinds.GatedRepoError):
         page = f"{hub}/{name.repository}"

@@ -41,7 +41,8 @@ class Repository:
 
 class Hub(ThreadingHTTPServer):
     """repositories: by owner/name. requests: what was asked for, as "GET /path". status: of each answer, 0: as it
-    should be. cut: break the connection after so many bytes of a file, once."""
+    should be. cut: break the connection after so many bytes of a file, once. large: files of so many bytes are kept by
+    Git LFS, that is, on another server and by their SHA-256."""
 
     daemon_threads = True
 
@@ -53,6 +54,7 @@ class Hub(ThreadingHTTPServer):
         self.agents: set[str] = set()
         self.status = 0
         self.cut = 0
+        self.large = 1 << 40
 
     @property
     def url(self) -> str:
@@ -67,6 +69,12 @@ class Hub(ThreadingHTTPServer):
         """Names of the files whose content was sent, sorted."""
         found = [FILE.fullmatch(line.removeprefix("GET ")) for line in self.requests if line.startswith("GET ")]
         return sorted(match[3] for match in found if match)
+
+    def large_files(self) -> dict[str, bytes]:
+        """By SHA-256."""
+        trees = [files for repository in self.repositories.values() for files in repository.commits.values()]
+        contents = [data for files in trees for data in files.values() if len(data) >= self.large]
+        return {hashlib.sha256(data).hexdigest(): data for data in contents}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -89,6 +97,9 @@ class Handler(BaseHTTPRequestHandler):
             self.describe(match[1], match[2] or "main")
         elif match := FILE.fullmatch(path):
             self.resolve(match[1], match[2], match[3])
+        elif path.startswith("/lfs/"):
+            data = self.server.large_files()[path.removeprefix("/lfs/")]
+            self.send(data, {"ETag": f'"{hashlib.md5(data).hexdigest()}"'})  # as other stores name it
         else:
             self.refuse(404)
 
@@ -106,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
         found = self.found(name, revision)
         if found is None:
             return
-        siblings = [describe_file(file, data) for file, data in found[1].items()]
+        siblings = [describe_file(file, data, len(data) >= self.server.large) for file, data in found[1].items()]
         body = json.dumps({"id": name, "modelId": name, "sha": found[0], "siblings": siblings, "tags": []}).encode()
         self.answer(200, {"Content-Type": "application/json"}, body)
 
@@ -119,8 +130,18 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(401, GATED)
         if file not in files:
             return self.refuse(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
-        data, status = files[file], 200
-        headers = {"ETag": f'"{blob_name(data)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        data = files[file]
+        if len(data) >= self.server.large:
+            sha256 = hashlib.sha256(data).hexdigest()
+            headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(data))}
+            return self.answer(
+                302, {**headers, "Location": f"http://localhost:{self.server.server_port}/lfs/{sha256}"}, b""
+            )
+        self.send(data, {"ETag": f'"{blob_name(data)}"', "X-Repo-Commit": commit})
+
+    def send(self, data: bytes, headers: dict[str, str]) -> None:
+        """A file, or the rest of one."""
+        status, headers = 200, {**headers, "Accept-Ranges": "bytes"}
         if wanted := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
             start = int(wanted[1])
             self.server.ranges.append(self.headers["Range"])
@@ -153,8 +174,10 @@ def blob_name(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-def describe_file(name: str, data: bytes) -> dict[str, Any]:
-    return {"rfilename": name, "size": len(data), "blobId": blob_name(data)}
+def describe_file(name: str, data: bytes, is_large: bool) -> dict[str, Any]:
+    lfs = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+    blob = blob_name(b"pointer to " + data if is_large else data)
+    return {"rfilename": name, "size": len(data), "blobId": blob, **({"lfs": lfs} if is_large else {})}
 
 
 @contextmanager

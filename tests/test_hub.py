@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -42,7 +43,11 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A hub, and an empty cache, for this process and those that it starts."""
     home = tmp_path / "home"
     with hub_server() as running:
-        for name, value in {"HF_ENDPOINT": running.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}.items():
+        for name, value in {
+            "HF_ENDPOINT": running.url,
+            "HF_HOME": str(home),
+            "NO_PROXY": "127.0.0.1,localhost",
+        }.items():
             monkeypatch.setenv(name, value)
         for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
             monkeypatch.delenv(name, raising=False)
@@ -108,13 +113,20 @@ def test_one_gguf_of_several(server: Hub) -> None:
         hub.fetch("hf:o/gguf")
 
 
-def test_a_newer_commit_brings_what_changed(server: Hub) -> None:
+@pytest.mark.parametrize("large", [1000, 1 << 40], ids=["weights in LFS", "all in git"])
+def test_a_newer_commit_brings_what_changed(large: int, server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    server.large = large
     repository = server.add("o/folder", FOLDER)
     old = hub.fetch("hf:o/folder")
     server.requests.clear()
     repository.push({**FOLDER, "config.json": b"{ }"})
     new = hub.fetch("hf:o/folder")
-    assert server.downloads() == ["config.json"]
+    assert [line for line in server.requests if line.startswith("GET")][1:] == [
+        f"GET /o/folder/resolve/{new.name}/config.json"
+    ]
+    assert [line.partition(", to ")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "llamagpu: downloading hf:o/folder: 3 files, 6.8 KiB", "llamagpu: downloading hf:o/folder: 1 file, 3 B",
+    ]  # fmt: skip
     assert (new / "config.json").read_bytes() == b"{ }"
     assert (new / "model.safetensors").samefile(old / "model.safetensors")
     repository.push({**FOLDER, "config.json": b"tag"}, branch="v1.0")
@@ -182,6 +194,20 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server: Hub, monkeypatch
     assert server.downloads() == ["a.gguf", "a.gguf"]
     assert len(server.ranges) == 1
     assert 0 < int(server.ranges[0][6:-1]) <= 20_500
+
+
+def test_a_hub_that_goes_away_between_two_files(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.add("o/folder", FOLDER)
+    announce = hub.announce
+
+    def goes_away(*arguments: Any) -> None:
+        announce(*arguments)
+        server.status = 500
+
+    monkeypatch.setattr(hub, "announce", goes_away)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(HubError, match=rf"^hf:o/folder: {server.url} answers with status 500: try again later$"):
+        hub.fetch("hf:o/folder")
 
 
 def test_a_disk_that_is_too_small_is_told_before(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
