@@ -1,7 +1,7 @@
 """Models of the Hugging Face Hub by name, ``hf:owner/name``: the only part of llamagpu that uses the network.
 
 huggingface_hub downloads them into its cache, which other programs share. The name of a branch is written there (in
-``refs``) once all files of the model are, so that what a broken download left is never taken for a model.
+``refs``) when all files of the model are there, so what a broken download leaves is never taken for a model.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def looks_like_a_name(text: str) -> bool:
 
 
 def fetch(text: str) -> Path:
-    """Download what ``hf:owner/name`` names, as far as the cache lacks it; the model's file or folder in the cache.
+    """Path of a model in the cache, its file or folder, after what the cache does not have is downloaded.
 
-    Where the hub cannot be reached, or refuses, the cache alone serves. Raises UsageError for a name that is none, or a
-    choice of file that is missing; HubError where the model cannot be had.
+    text: ``hf:owner/name``, with ``@revision`` and ``:file`` after it. Where the hub cannot be reached or refuses, the
+    copy in the cache is used. Raises UsageError for a wrong name or choice of file, HubError where there is no copy.
     """
     name, library = parse(text), import_library()
     try:
@@ -133,7 +133,7 @@ def blob_name(file: Any) -> str | None:
 
 
 def get(library: Any, name: Name, commit: str, file: str) -> Path:
-    """One file, downloaded where the cache lacks it, with a bar on a terminal."""
+    """One file, downloaded if the cache does not have it, with a bar on a terminal."""
     return Path(library.hf_hub_download(name.repository, file, revision=commit, endpoint=endpoint()))
 
 
@@ -189,7 +189,7 @@ def commit_of(folder: Path, revision: str) -> str | None:
 
 
 def from_cache(library: Any, name: Name, error: HubError) -> Path:
-    """What was downloaded before. Raises ``error``, which is why the hub does not serve, where it is not all there."""
+    """What was downloaded before. Raises ``error``, why the hub is not used, if it is not complete."""
     folder = cache_folder(library, name)
     commit = commit_of(folder, name.revision)
     snapshot = folder / "snapshots" / (commit or "none")
@@ -216,7 +216,7 @@ def where(library: Any) -> str:
 
 @contextmanager
 def in_words(name: Name) -> Iterator[None]:
-    """Whatever a download raises becomes a HubError of one line, which says what to do."""
+    """Turn whatever a download raises into a HubError: one line, which says what to do."""
     try:
         yield
     except LlamaGPUError:
@@ -226,6 +226,7 @@ def in_words(name: Name) -> Iterator[None]:
 
 
 def explain(library: Any, name: Name, error: BaseException) -> str:
+    """What went wrong and what to do, in one line."""
     kinds, hub = library.errors, where(library)
     if isinstance(error, kinds.LocalEntryNotFoundError) and error.__cause__ is not None:  # why it looked in the cache
         error = error.__cause__

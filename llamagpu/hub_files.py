@@ -20,7 +20,7 @@ BESIDE = (
     "tokenizer.bin", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "merges.txt", *OTHER_NAMES,
 )  # fmt: skip
-# Files with the suffix of a model that are none: projectors of pictures, copies of safetensors, states of a training
+# Files with the suffix of a model that are not one: projectors of pictures, copies of safetensors, states of a training
 NO_MODELS = ("mmproj*", "*imatrix*", "pytorch_model*", "training_args*", "optimizer*", "scheduler*", "rng_state*",
              "tokenizer*", "tok[0-9]*.bin")  # fmt: skip
 MOST_NAMED = 60  # in a message

@@ -86,6 +86,8 @@ def main() -> int:
         if tried:
             print(f"no_network: {command} tried {tried}", file=sys.stderr)
             return 99
+    if "huggingface_hub" in sys.modules:
+        print("no_network: huggingface_hub was imported", file=sys.stderr)
     return 0
 
 

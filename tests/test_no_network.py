@@ -70,6 +70,7 @@ def test_no_command_uses_the_network(model: Path, tmp_path: Path) -> None:
     done = guarded("none", given, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "no_network: ['doctor']" in done.stderr
+    assert "huggingface_hub was imported" not in done.stderr
 
 
 def test_a_model_of_the_hub_reaches_the_hub_alone(model: Path, tmp_path: Path) -> None:
