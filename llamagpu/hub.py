@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from llamagpu.errors import HubError, LlamaGPUError, UsageError, first_line
 from llamagpu.formats.atomic import atomic_write
 from llamagpu.formats.huggingface_files import read_index
 from llamagpu.formats.model_folder import SUFFIXES
 from llamagpu.hub_files import Choice, choose
-from llamagpu.terminal import human_bytes, say
+from llamagpu.terminal import ENDING, handled, human_bytes, say
 
 PREFIX = "hf:"
 REPOSITORY = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
@@ -91,13 +91,18 @@ def fetch(text: str) -> Path:
     def shards_of(index: str) -> list[str]:
         return shards(get(library, name, remote.commit, index))
 
-    with in_words(name):
+    with in_words(name), handled(ENDING, end):
         chosen = choose(name.source, remote.blobs, name.file, shards_of)
         announce(library, name, remote, chosen)
         for file in chosen.files:
             get(library, name, remote.commit, file)
         remember(folder, name.revision, remote.commit)
     return snapshot / chosen.path
+
+
+def end(number: int, frame: object) -> NoReturn:
+    """A signal that ends the program: huggingface_hub removes the file that is not finished."""
+    raise SystemExit(128 + number)
 
 
 def import_library() -> Any:

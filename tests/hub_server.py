@@ -42,7 +42,7 @@ class Repository:
 class Hub(ThreadingHTTPServer):
     """repositories: by owner/name. requests: what was asked for, as "GET /path". status: of each answer, 0: as it
     should be. cut: break the connection after so many bytes of a file, once. large: files of so many bytes are kept by
-    Git LFS, that is, on another server and by their SHA-256."""
+    Git LFS, that is, on another server and by their SHA-256. held: waited for in the midst of a file."""
 
     daemon_threads = True
 
@@ -55,6 +55,7 @@ class Hub(ThreadingHTTPServer):
         self.status = 0
         self.cut = 0
         self.large = 1 << 40
+        self.held: threading.Event | None = None
 
     @property
     def url(self) -> str:
@@ -165,6 +166,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(body[:cut])
                 self.wfile.flush()
                 self.close_connection = True
+            elif self.server.held is not None and is_file:
+                self.wfile.write(body[: len(body) // 2])
+                self.server.held.wait(30)
             else:
                 self.wfile.write(body)
 

@@ -6,9 +6,11 @@ import errno
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -304,3 +306,24 @@ def test_progress_is_shown_on_a_terminal(server: Hub) -> None:
                 shown += part
     assert b"a.gguf: 100%" in shown
     assert done.stdout.endswith(b"a.gguf\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_download_that_is_ended_leaves_no_part_of_a_file(number: signal.Signals, server: Hub, tmp_path: Path) -> None:
+    server.add("o/gguf", {"a.gguf": bytes(30 << 20)})  # of several parts as huggingface_hub reads them
+    server.held = threading.Event()
+    blobs = tmp_path / "home" / "hub" / "models--o--gguf" / "blobs"
+    process = subprocess.Popen([sys.executable, "-m", "llamagpu", "pull", "hf:o/gguf"], stderr=subprocess.PIPE)
+    with process:
+        until = time.monotonic() + 60
+        while (
+            not (blobs.exists() and any(file.stat().st_size for file in blobs.iterdir())) and time.monotonic() < until
+        ):
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.stderr is not None
+        assert process.stderr.read().count(b"\n") == 1  # what is downloaded
+    server.held.set()
+    assert process.returncode == 128 + number
+    # before 2.0 a part has a name that does not change, and the next download goes on with it
+    assert [file.name for file in blobs.iterdir() if file.name.count(".") != 1] == []
