@@ -224,7 +224,7 @@ def in_words(name: Name) -> Iterator[None]:
     """Turn whatever a download raises into a HubError: one line, which says what to do."""
     try:
         yield
-    except LlamaGPUError:
+    except (LlamaGPUError, MemoryError):
         raise
     except Exception as error:  # of the HTTP library, which changes from version to version, too
         raise HubError(f"{name.source}: {explain(import_library(), name, error)}") from None
