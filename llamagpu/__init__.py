@@ -13,10 +13,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from llamagpu.privacy import turn_off_usage_reports
+
 if TYPE_CHECKING:
     from llamagpu.errors import DeviceError, LlamaGPUError, ModelFormatError, UsageError
     from llamagpu.llm import LLM, load
     from llamagpu.sampling import SamplingParams
+
+turn_off_usage_reports()  # before any library is imported that might read the settings
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "DeviceError", "LlamaGPUError", "ModelFormatError", "SamplingParams", "UsageError", "load"]

@@ -68,10 +68,11 @@ def run_peer(
     request = {"config": config.to_dict(), "device": device, "contexts": contexts, "tokens": tokens, "seed": seed}
     package = Path(__file__).parent.parent
     paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
+    more = {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}  # transformers may fetch kernels otherwise
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "llamagpu.bench_peer"], input=json.dumps(request), capture_output=True,
-            text=True, check=False, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, timeout=timeout,
+            text=True, check=False, env={**os.environ, **more}, timeout=timeout,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Peer("transformers", left_out=f"it took more than {timeout:.0f} s")

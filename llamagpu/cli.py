@@ -15,11 +15,12 @@ from llamagpu.cli_arguments import Command, help_text, normalize, with_converter
 from llamagpu.commands import doctor, info, run, tokenize
 from llamagpu.convert_command import convert
 from llamagpu.errors import LlamaGPUError, OutOfMemoryError, TemplateError, UsageError, first_line, printable
+from llamagpu.pull_command import pull
 from llamagpu.quality_commands import compare, perplexity
 
 COMMANDS: dict[str, Command] = {
     command.__name__: with_converters(command)
-    for command in (run, chat, info, convert, perplexity, compare, tokenize, bench, doctor)
+    for command in (run, chat, pull, info, convert, perplexity, compare, tokenize, bench, doctor)
 }
 
 

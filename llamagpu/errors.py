@@ -32,6 +32,10 @@ class DeviceError(LlamaGPUError):
     """The device that was asked for cannot be used. Never answered by silently using another one."""
 
 
+class HubError(LlamaGPUError):
+    """A model that the Hugging Face Hub does not give: no network, no such model, no access, no room on the disk."""
+
+
 class ModelFormatError(LlamaGPUError):
     """A model or tokenizer file that cannot be read: which file, which field of it, what is wrong, what to do."""
 

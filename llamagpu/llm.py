@@ -33,9 +33,16 @@ MOST_POSITIONS = 1 << 40  # of a model without an end
 
 
 def model_path(model: str | Path) -> Path:
-    """Path of a model given by name. ``demo`` is the built-in one. Raises UsageError where there is nothing."""
+    """Path of a model given by name. ``demo`` is the built-in one; ``hf:owner/name`` is downloaded if it is not cached.
+
+    Raises UsageError where there is nothing, HubError where it cannot be downloaded.
+    """
     if str(model) == DEMO:
         return Path(__file__).parent / "demo.bin"
+    if str(model).startswith("hf:"):
+        from llamagpu import hub  # here: nothing else needs it
+
+        return hub.fetch(str(model))
     path = Path(model)
     try:
         exists = path.exists()
@@ -44,9 +51,12 @@ def model_path(model: str | Path) -> Path:
     except (OSError, ValueError):  # too long for a name, or holding a NUL: no file either
         exists = False
     if not exists:
-        raise UsageError(
-            f"no file or folder {str(model)[:200]!r}: MODEL comes first, then the prompt ({DEMO!r} is built in)"
-        )
+        from llamagpu import hub
+
+        remedy = f"MODEL comes first, then the prompt ({DEMO!r} is built in)"
+        if hub.looks_like_a_name(str(model)):
+            remedy = f"to download it from the Hugging Face Hub, give hf:{model}"
+        raise UsageError(f"no file or folder {str(model)[:200]!r}: {remedy}")
     return path
 
 

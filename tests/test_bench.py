@@ -443,6 +443,8 @@ def test_a_peer_that_does_not_run_is_left_out(tmp_path: Path, monkeypatch: pytes
     assert run_peer(SHAPES["tiny"], "cpu", (8,), 2, 0) == Peer("transformers", left_out="libtorch is broken")
     (tmp_path / "torch.py").write_text("import os\nos._exit(9)\n")
     assert run_peer(SHAPES["tiny"], "cpu", (8,), 2, 0).left_out == "it ended with status 9"
+    (tmp_path / "torch.py").write_text("import os; raise ImportError('offline: ' + os.environ['HF_HUB_OFFLINE'])")
+    assert run_peer(SHAPES["tiny"], "cpu", (8,), 2, 0).left_out == "offline: 1"
 
 
 def test_transformers_itself() -> None:
