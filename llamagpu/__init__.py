@@ -14,20 +14,51 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llamagpu.errors import DeviceError, LlamaGPUError, ModelFormatError, UsageError
+    from llamagpu.chat import Chat
+    from llamagpu.errors import (
+        ContextFullError,
+        DeviceError,
+        LlamaGPUError,
+        ModelFormatError,
+        TemplateError,
+        UsageError,
+    )
+    from llamagpu.generation import Answer
     from llamagpu.llm import LLM, load
+    from llamagpu.load_options import LoadOptions
     from llamagpu.sampling import SamplingParams
+    from llamagpu.session import Session
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "DeviceError", "LlamaGPUError", "ModelFormatError", "SamplingParams", "UsageError", "load"]
+__all__ = [
+    "LLM",
+    "Answer",
+    "Chat",
+    "ContextFullError",
+    "DeviceError",
+    "LlamaGPUError",
+    "LoadOptions",
+    "ModelFormatError",
+    "SamplingParams",
+    "Session",
+    "TemplateError",
+    "UsageError",
+    "load",
+]
 
 _HOME = {
     "LLM": "llm",
     "load": "llm",
+    "LoadOptions": "load_options",
     "SamplingParams": "sampling",
+    "Session": "session",
+    "Chat": "chat",
+    "Answer": "generation",
+    "ContextFullError": "errors",
     "DeviceError": "errors",
     "LlamaGPUError": "errors",
     "ModelFormatError": "errors",
+    "TemplateError": "errors",
     "UsageError": "errors",
 }
 
@@ -36,3 +67,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, those that are not imported yet too."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -54,6 +54,9 @@ class Chat:
         self._told: set[str] = set()  # notices that are given once
         self.begin()
 
+    def __repr__(self) -> str:
+        return f"<Chat: {len(self.messages)} messages, template {self.template.name}, {self.session!r}>"
+
     def begin(self) -> None:
         """A new conversation, after all that the session holds."""
         self.answer = None

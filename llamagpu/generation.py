@@ -65,6 +65,10 @@ class Answer:
         self._stops = StopStrings(self.stop)
         self._pieces = self._run()
 
+    def __repr__(self) -> str:
+        n_prompt, n_new = len(self.prompt_tokens), len(self.tokens)
+        return f"<{type(self).__name__}: {n_prompt} tokens of prompt, {n_new} new ones, {self.stop_reason}>"
+
     def __iter__(self) -> Iterator[str]:
         return self._pieces
 

@@ -22,9 +22,10 @@ from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.formats.token_facts import facts_beside
 from llamagpu.generation import PROMPT_CHUNK, Generation
+from llamagpu.load_options import LoadOptions, check_path, say_nothing
 from llamagpu.models import MEMORY_UPDATES, StateOptions, check_recurrent, load_model, notes_of
 from llamagpu.models.window import DEFAULT_SINKS, check_window
-from llamagpu.sampling import SamplingParams, asked_for, check_whole
+from llamagpu.sampling import SamplingParams, asked_for, check_whole, shown
 from llamagpu.tokenizers import Tokenizer, find_beside, names_beside, open_spec, read_spec
 
 DEMO = "demo"
@@ -34,6 +35,7 @@ MOST_POSITIONS = 1 << 40  # of a model without an end
 
 def model_path(model: str | Path) -> Path:
     """Path of a model given by name. ``demo`` is the built-in one. Raises UsageError where there is nothing."""
+    check_path("model", model)
     if str(model) == DEMO:
         return Path(__file__).parent / "demo.bin"
     path = Path(model)
@@ -86,30 +88,25 @@ def load(
     device: str = "auto",
     tokenizer: str | Path | None = None,
     context: int | None = None,
-    on_work: OnWork = lambda title, n, total: None,
+    on_work: OnWork = say_nothing,
     faithful: bool = False,
     kv_bits: int = 16,
     window: int = 0,
     sinks: int = DEFAULT_SINKS,
     memory_update: str = "chunk",
     recurrent: bool = False,
+    *,
+    options: LoadOptions | None = None,
 ) -> LLM:
     """Open a model and put it on a device.
 
-    model: a file of any supported format, or "demo". device: "auto", "cuda", "cuda:N" or "cpu". tokenizer: a tokenizer
-    file, where the model's own is not wanted or not found. context: positions to keep, at most and by default what the
-    model was trained for. on_work: called as weights are loaded (in bytes) and kernels compiled. faithful: do as the
-    program that the file comes from does where that differs (see Checkpoint.quirks), which only the CPU can. kv_bits:
-    8 keeps keys and values as whole numbers with a scale per head and position, half the memory of 16. window: keep the
-    first ``sinks`` and the last ``window`` tokens alone, so that a text has no end (docs/endless.md); 0: keep all.
-    memory_update: whether a model with a memory renews it after each "chunk", as it was trained, or after each "token".
-    recurrent: run the recurrent part of a micro_rwkv alone (docs/recurrent.md).
-    Raises ModelFormatError, DeviceError or UsageError.
+    model: a file or folder of any supported format, or "demo". The others: see LoadOptions. options: all of them in
+    one value, in place of the others. Raises ModelFormatError, DeviceError or UsageError.
     """
-    checkpoint = open_checkpoint(model_path(model))
-    return LLM(
-        checkpoint, device, tokenizer, context, on_work, faithful, kv_bits, window, sinks, memory_update, recurrent
-    )
+    options = LoadOptions(
+        device, tokenizer, context, on_work, faithful, kv_bits, window, sinks, memory_update, recurrent
+    ).replaced_by(options)
+    return LLM(open_checkpoint(model_path(model)), options=options)
 
 
 class LLM:
@@ -126,15 +123,25 @@ class LLM:
         device: str = "auto",
         tokenizer: str | Path | None = None,
         context: int | None = None,
-        on_work: OnWork = lambda title, n, total: None,
+        on_work: OnWork = say_nothing,
         faithful: bool = False,
         kv_bits: int = 16,
         window: int = 0,
         sinks: int = DEFAULT_SINKS,
         memory_update: str = "chunk",
         recurrent: bool = False,
+        *,
+        options: LoadOptions | None = None,
     ) -> None:
-        self.quirks = checkpoint.quirks if faithful else Quirks()
+        """checkpoint: of ``open_checkpoint``; ``load`` opens a file. The others: as ``load`` has them."""
+        if not isinstance(checkpoint, Checkpoint):
+            raise UsageError(f"LLM takes an opened checkpoint, not {shown(checkpoint)}: llamagpu.load opens a file")
+        self.options = options = LoadOptions(
+            device, tokenizer, context, on_work, faithful, kv_bits, window, sinks, memory_update, recurrent
+        ).replaced_by(options)
+        context, kv_bits, window, sinks = options.context, options.kv_bits, options.window, options.sinks
+        memory_update, recurrent, on_work = options.memory_update, options.recurrent, options.on_work
+        self.quirks = checkpoint.quirks if options.faithful else Quirks()
         if self.quirks.rope_layout is not None:
             config = replace(checkpoint.config, rope_layout=self.quirks.rope_layout)
             checkpoint = replace(checkpoint, config=config)
@@ -148,8 +155,6 @@ class LLM:
         if self.config.endless and context is not None:
             raise UsageError("this model has no end and a state of one size: leave out --context")
         check_whole("context", self.context, 1, self.config.max_seq_len)
-        if kv_bits not in (8, 16):
-            raise UsageError(f"kv_bits must be 8 or 16, not {kv_bits}")
         if kv_bits != 16 and not self.config.keeps_keys:
             raise UsageError(f"a {self.config.architecture} keeps no keys and values: leave out --kv_bits")
         self.kv_bits = kv_bits
@@ -162,10 +167,9 @@ class LLM:
             known = " or ".join(MEMORY_UPDATES if self.config.mem_len else MEMORY_UPDATES[:1])
             raise UsageError(f"memory_update must be {known} for this model, not {memory_update!r}")
         self.memory_update = memory_update
-        self._tokenizer_path = tokenizer
-        if tokenizer is not None:
+        if options.tokenizer is not None:
             _ = self.tokenizer  # a tokenizer that was asked for and does not fit is an error now, not at first use
-        self.device = choose_device(device, "a faithful run is on the CPU" if self.quirks.description else "")
+        self.device = choose_device(options.device, "a faithful run is on the CPU" if self.quirks.description else "")
         self.backend: Backend = self.device.backend(on_work)
         if self.quirks.activation_bits or self.quirks.multiplies_penalty:
             from llamagpu.backends.cpu.faithful import FaithfulCPUBackend
@@ -175,10 +179,14 @@ class LLM:
             checkpoint, self.backend, lambda n: on_work("loading the weights", n, checkpoint.nbytes), recurrent
         )
 
+    def __repr__(self) -> str:
+        parts = f"{self.config.architecture}, {self.config.n_layers} layers of {self.config.dim}"
+        return f"<LLM {self.checkpoint.path.name!r}: {parts}, context {self.context}, on {self.device.name}>"
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises UsageError where there is none: only text needs one."""
-        spec, tokenizer, path = find_tokenizer(self.checkpoint, self._tokenizer_path)
+        spec, tokenizer, path = find_tokenizer(self.checkpoint, self.options.tokenizer)
         if not self.quirks.greedy_tokenizer:
             return tokenizer
         if spec.kind != "sentencepiece":

@@ -34,6 +34,10 @@ class Session:
         self.seed: int | None = None
         self._state: State | None = None
 
+    def __repr__(self) -> str:
+        unknown = f" after {self.n_unknown} unknown ones" if self.n_unknown else ""
+        return f"<Session: {len(self.tokens)} tokens{unknown}, {self.n_run} of them run, of {self.llm!r}>"
+
     @property
     def state(self) -> State:
         if self._state is None:

@@ -26,7 +26,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_kernels_and_the_built_in_model(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("llamagpu/demo.bin", "llamagpu/kernels/README.md", "llamagpu/cli.py"):
+    for name in ("llamagpu/demo.bin", "llamagpu/py.typed", "llamagpu/kernels/README.md", "llamagpu/cli.py"):
         assert name in names
     sources = {path.name for path in (ROOT / "kernels").iterdir()}
     assert sources == {name.split("/")[-1] for name in names if name.startswith("llamagpu/kernels/")}
