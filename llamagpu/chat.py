@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
-from llamagpu.chat_templates import Message, Template, guarded
+from llamagpu.chat_templates import Message, Template, answer_ends, guarded
 from llamagpu.chat_text import new_guard, render
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.session_file import REMEDY
@@ -19,7 +19,6 @@ from llamagpu.generation import PROMPT_CHUNK, Answer
 from llamagpu.sampling import SamplingParams
 from llamagpu.session import Session
 from llamagpu.tokenizers import StreamDecoder
-from llamagpu.tokenizers.special_tokens import written_ends
 
 ROLES = ("system", "user", "assistant")
 
@@ -43,12 +42,8 @@ class Chat:
         self.session, self.template, self.system = session, template, system
         self.params, self.max_tokens = params or SamplingParams(), max_tokens
         self.stop = (*template.stops, *stop)
-        self.end_ids = list(written_ends(session.llm.tokenizer, template.source))
-        self.ends: set[int] | None = None
-        if ignore_eos:
-            self.ends = set()
-        elif session.llm.quirks.ends is not None:  # programs whose texts have other ends end their answers so
-            self.ends = {token for token in (*self.end_ids, session.llm.tokenizer.eos_id) if token is not None}
+        end_ids, self.ends = answer_ends(session.llm, template, ignore_eos)
+        self.end_ids = list(end_ids)
         self.answer: Answer | None = None
         self.guard = new_guard()
         self._told: set[str] = set()  # notices that are given once

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llamagpu.config import ModelConfig
 from llamagpu.errors import UsageError, first_line
+from llamagpu.sampling import shown
 from llamagpu.tokenizers import Tokenizer
-from llamagpu.tokenizers.special_tokens import template_names
+from llamagpu.tokenizers.special_tokens import template_names, written_ends
 
 if TYPE_CHECKING:
     from llamagpu.llm import LLM
@@ -169,7 +170,7 @@ def make_template(
     """The same for a tokenizer. source: of the model's own template, where it has one; default: the name of the one
     without. adds_bos: whether a text begins with BOS where the model has one."""
     if name not in NAMES:
-        raise UsageError(f"template must be {', '.join(NAMES[:-1])} or {NAMES[-1]}, not {name[:40]!r}")
+        raise UsageError(f"template must be {', '.join(NAMES[:-1])} or {NAMES[-1]}, not {shown(name)}")
     check_template_args(template_args)
     names, why = template_names(tokenizer, stop_tokens), "as asked for"
     if not adds_bos:
@@ -186,6 +187,17 @@ def make_template(
     if name == "llama2":
         return Llama2(bos, eos), why
     return Plain(bos if tokenizer.bos_id is not None else ""), why
+
+
+def answer_ends(llm: LLM, template: Template, ignore_eos: bool = False) -> tuple[set[int], set[int] | None]:
+    """Tokens that end an answer, beside the model's own; and the only ones that do, None where all of these do."""
+    written = written_ends(llm.tokenizer, template.source)
+    if ignore_eos:
+        return written, set()
+    if llm.quirks.ends is None:
+        return written, None
+    eos = llm.tokenizer.eos_id  # programs whose texts have other ends end their answers so
+    return written, written | ({eos} if eos is not None else set())
 
 
 def default_name(config: ModelConfig) -> str:

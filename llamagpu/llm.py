@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.backends.protocol import Backend
-from llamagpu.chat_templates import NONE, choose_template
+from llamagpu.chat_templates import NONE, answer_ends, choose_template
 from llamagpu.chat_text import chat_ids
 from llamagpu.checkpoint import Checkpoint, Quirks, TokenizerSpec
 from llamagpu.config import MICRO_RWKV, ModelConfig
@@ -21,11 +21,11 @@ from llamagpu.devices import OnWork, choose_device
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.formats.token_facts import facts_beside
-from llamagpu.generation import PROMPT_CHUNK, Generation
+from llamagpu.generation import PROMPT_CHUNK, Generation, Prompt, check_answer, token_ids
 from llamagpu.load_options import LoadOptions, check_path, say_nothing
 from llamagpu.models import MEMORY_UPDATES, StateOptions, check_recurrent, load_model, notes_of
 from llamagpu.models.window import DEFAULT_SINKS, check_window
-from llamagpu.sampling import SamplingParams, asked_for, check_whole, shown
+from llamagpu.sampling import SamplingParams, asked_for, check_function, check_switch, check_whole, shown
 from llamagpu.tokenizers import Tokenizer, find_beside, names_beside, open_spec, read_spec
 
 DEMO = "demo"
@@ -208,7 +208,7 @@ class LLM:
 
     def generate(
         self,
-        prompt: str,
+        prompt: Prompt,
         max_tokens: int = 256,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -221,19 +221,63 @@ class LLM:
         ignore_eos: bool = False,
         sampler_order: str | None = None,
         special: bool = False,
+        logprobs: int | None = None,
     ) -> Generation:
-        """Continue ``prompt``: iterate over the result for text as it is made (see SamplingParams for the numbers, and
-        ``default_sampling`` for what is not given).
+        """Continue ``prompt``: iterate over the result for text as it is made, or take all of it with ``.text``.
 
-        stop: texts before which to end. on_prompt_tokens: called with the size of each chunk of the prompt once it is
-        read. ignore_eos: go on past the tokens that end a text, until a stop text comes or max_tokens are made.
-        special: the texts of control tokens in the prompt become those; else they are text. The prompt must fit the
-        context: it is never cut (a micro_rwkv looks at its last ``most_seen`` tokens).
-        Raises UsageError for values out of range.
+        prompt: a text, or token ids, which are taken as they are: nothing is put before them. For the numbers see
+        SamplingParams, and ``default_sampling`` for what is not given. stop: texts before which to end.
+        on_prompt_tokens: called with the size of each chunk of the prompt once it is read. ignore_eos: go on past the
+        tokens that end a text, until a stop text comes or max_tokens are made.
+        special: the texts of control tokens in the prompt become those; else they are text. logprobs: keep the
+        log-probability of each new token, and of so many of the most likely ones, in ``.logprobs`` (see Answer); it
+        takes longer. The prompt must fit the context: it is never cut (a micro_rwkv looks at its last ``most_seen``
+        tokens). Raises UsageError for values of a wrong type or out of range.
         """
         asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed, sampler_order)
         params = replace(self.default_sampling, **asked)
-        return Generation(self, prompt, max_tokens, params, stop, on_prompt_tokens, ignore_eos, special)
+        return Generation(
+            self, prompt, max_tokens, params, stop, on_prompt_tokens, ignore_eos, special, logprobs=logprobs
+        )
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        max_tokens: int = 1024,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        on_prompt_tokens: Callable[[int], None] = lambda n: None,
+        ignore_eos: bool = False,
+        sampler_order: str | None = None,
+        logprobs: int | None = None,
+        template_args: Mapping[str, Any] = NONE,
+        template: str = "auto",
+        notice: Callable[[str], None] = warnings.warn,
+    ) -> Generation:
+        """Answer a conversation: iterate over the result for text as it is made, or take all of it with ``.text``.
+
+        The model reads ``chat_ids(messages, template_args, template, notice)``, from an empty state; Chat keeps a
+        session, and reads only what is new. The others: as ``generate`` has them. The answer also ends where the
+        template ends one, and begins with its first character that is no white space. Raises UsageError.
+        """
+        asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed, sampler_order)
+        params = replace(self.default_sampling, **asked)
+        check_function("notice", notice)
+        chosen, _ = choose_template(template, self, template_args)
+        check_answer(max_tokens, stop)
+        check_switch("ignore_eos", ignore_eos)
+        ids = chat_ids(messages, chosen, self.tokenizer, notice)
+        ids += ids[-1:] if self.quirks.repeats_last_prompt_token else []
+        end_ids, ends = answer_ends(self, chosen, ignore_eos)
+        return Generation(
+            self, ids, max_tokens, params, (*chosen.stops, *stop), on_prompt_tokens, ignore_eos,
+            end_ids=end_ids, ends=ends, logprobs=logprobs, strip=True,
+        )  # fmt: skip
 
     def encode_prompt(self, prompt: str, special: bool = False) -> list[int]:
         """Ids of a text that is continued, as they are run. special: as ``generate`` has it."""
@@ -263,6 +307,7 @@ class LLM:
         {"enable_thinking": False}. template: auto, model, llama2 or plain. notice: told in one line what a user should
         know. Raises UsageError for what the template does not take.
         """
+        check_function("notice", notice)
         chosen, _ = choose_template(template, self, template_args)
         return chat_ids(messages, chosen, self.tokenizer, notice)
 
@@ -275,7 +320,7 @@ class LLM:
 
         Each part is good until the next is asked for.
         """
-        ids = [int(token) for token in ids]
+        ids = token_ids("ids", ids)
         self.check_tokens(ids)
         if not 1 <= len(ids) <= self.longest:
             raise UsageError(f"{len(ids)} tokens given: from 1 to {self.longest} fit the context")
@@ -299,5 +344,7 @@ class LLM:
     def check_tokens(self, ids: Sequence[int]) -> None:
         """Raises UsageError for an id that the model does not have."""
         for token in ids:
-            if not 0 <= token < self.config.vocab_size:
-                raise UsageError(f"token {token} is not of this model: its ids are 0 to {self.config.vocab_size - 1}")
+            if not isinstance(token, (int, np.integer)) or not 0 <= token < self.config.vocab_size:
+                raise UsageError(
+                    f"token {shown(token)} is not of this model: its ids are 0 to {self.config.vocab_size - 1}"
+                )
