@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
-from llamagpu.chat_templates import Message, Template, answer_ends, guarded
+from llamagpu.chat_templates import Message, Template, answer_ends, choose_template, guarded
 from llamagpu.chat_text import new_guard, render
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.session_file import REMEDY
@@ -32,13 +32,16 @@ class Chat:
     def __init__(
         self,
         session: Session,
-        template: Template,
+        template: Template | str = "auto",
         system: str | None = None,
         params: SamplingParams | None = None,
         max_tokens: int = 1024,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
     ) -> None:
+        """template: one of ``choose_template``, or a name: auto, model, llama2 or plain."""
+        if isinstance(template, str):
+            template, _ = choose_template(template, session.llm)
         self.session, self.template, self.system = session, template, system
         self.params, self.max_tokens = params or SamplingParams(), max_tokens
         self.stop = (*template.stops, *stop)

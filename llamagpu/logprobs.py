@@ -70,10 +70,11 @@ class Logprobs:
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """log(softmax(logits)) of one row [vocab_size], computed in float64."""
+    """log(softmax(logits)) of each row [..., vocab_size], computed in float64."""
     with np.errstate(all="ignore"):  # logits that are not numbers: the sampler says so
-        shifted = logits.astype(np.float64) - np.float64(logits.max())
-        return np.asarray(shifted - np.log(np.exp(shifted).sum()))
+        shifted: NDArray[np.float64] = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+        shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+        return shifted
 
 
 def most_likely(logprobs: NDArray[np.float64], n: int) -> NDArray[np.int64]:

@@ -21,8 +21,8 @@ from llamagpu.commands import run
 from llamagpu.errors import UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.llm import LLM
+from llamagpu.logprobs import log_softmax
 from llamagpu.memory import Memory
-from llamagpu.perplexity import log_softmax
 from llamagpu.quality_commands import compare, perplexity
 from llamagpu.quantization import Int8Matrix
 from llamagpu.sampling import DEFAULT_ORDER, TEMPERATURE_FIRST, SamplingParams

@@ -166,3 +166,33 @@ def test_wrong_ids_are_refused_wherever_they_come(llm: LLM) -> None:
             llm.logits(ids)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="token 'a' is not of this model"):
         Session(llm).add(["a"])  # type: ignore[list-item]
+
+
+def test_a_session_is_saved_and_goes_on(llm: LLM, tmp_path: Path) -> None:
+    greedy = llamagpu.SamplingParams(temperature=0)
+    whole = llm.generate("the on", 12, temperature=0)
+    assert whole.text
+    session = Session(llm)
+    session.add(llm.encode_prompt("the on"))
+    first = llamagpu.Answer(session, 5, greedy)
+    assert first.text
+    session.save(tmp_path / "kept")
+    session.save(str(tmp_path / "kept"))  # over itself
+    then = llamagpu.Answer(Session.load(llm, tmp_path / "kept"), 7, greedy)
+    assert then.text
+    assert first.tokens + then.tokens == whole.tokens
+
+
+def test_a_session_is_saved_over_nothing_else(llm: LLM, tmp_path: Path) -> None:
+    session = Session(llm)
+    (tmp_path / "other").write_text("mine")
+    with pytest.raises(UsageError, match="holds something other than a plain session"):
+        session.save(tmp_path / "other")
+    assert (tmp_path / "other").read_text() == "mine"
+    with pytest.raises(UsageError, match="no file"):
+        Session.load(llm, tmp_path / "nosuch")
+
+
+def test_a_chat_takes_a_template_by_name(demo: LLM) -> None:
+    assert [Chat(Session(demo), name).template.name for name in ("plain", "llama2")] == ["plain", "llama2"]
+    assert Chat(Session(demo)).template.name == "plain"  # the built-in model brings none
