@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llamagpu.config import ModelConfig
 from llamagpu.errors import UsageError, first_line
+from llamagpu.option_names import option
 from llamagpu.sampling import shown
 from llamagpu.tokenizers import Tokenizer
 from llamagpu.tokenizers.special_tokens import template_names, written_ends
@@ -142,7 +143,8 @@ def plain(messages: Sequence[Message]) -> Sequence[Message]:
     for message in messages:
         if message["role"] not in ("system", "user", "assistant") or not isinstance(message.get("content"), str):
             raise UsageError(
-                "this template writes texts of system, user and assistant alone: --template model for other messages"
+                "this template writes texts of system, user and assistant alone:"
+                f" {option('template', 'model')} for other messages"
             )
     return messages
 
@@ -179,7 +181,8 @@ def make_template(
         name, why = ("model", "the model brings it") if source is not None else (default, WHY[default])
     if name == "model":
         if source is None:
-            raise UsageError("the model brings no chat template: --template plain, or llama2 for models of that kind")
+            plain = option("template", "plain")
+            raise UsageError(f"the model brings no chat template: {plain}, or llama2 for models of that kind")
         return Model(source, names=names, args=template_args), why
     if template_args:
         raise UsageError(f"template_args are for the model's own template, and this is {name}: leave them out")

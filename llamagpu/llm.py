@@ -25,6 +25,7 @@ from llamagpu.generation import PROMPT_CHUNK, Generation, Prompt, check_answer, 
 from llamagpu.load_options import LoadOptions, check_path, say_nothing
 from llamagpu.models import MEMORY_UPDATES, StateOptions, check_recurrent, load_model, notes_of
 from llamagpu.models.window import DEFAULT_SINKS, check_window
+from llamagpu.option_names import option
 from llamagpu.sampling import SamplingParams, asked_for, check_function, check_switch, check_whole, shown
 from llamagpu.tokenizers import Tokenizer, find_beside, names_beside, open_spec, read_spec
 
@@ -65,7 +66,7 @@ def find_tokenizer(checkpoint: Checkpoint, path: str | Path | None) -> tuple[Tok
         if found is None:
             raise UsageError(
                 f"{checkpoint.path} holds no tokenizer, and none beside it has its {vocab_size} tokens"
-                f" ({', '.join(names_beside(vocab_size))}): give one with --tokenizer FILE"
+                f" ({', '.join(names_beside(vocab_size))}): give one with {option('tokenizer', 'FILE')}"
             )
         facts = facts_beside(found[2])
         if facts is None:
@@ -79,7 +80,7 @@ def find_tokenizer(checkpoint: Checkpoint, path: str | Path | None) -> tuple[Tok
     n_learnt = tokenizer.vocab_size - (tokenizer.n_added_at_end if path is None else 0)
     if n_learnt > vocab_size or (tokenizer.bos_id or 0) >= vocab_size:
         problem = f"is {tokenizer.vocab_size}, but the model has {vocab_size} tokens"
-        raise ModelFormatError(place, "vocab_size", problem, "give the model's own with --tokenizer FILE")
+        raise ModelFormatError(place, "vocab_size", problem, f"give the model's own with {option('tokenizer', 'FILE')}")
     return spec, tokenizer, place
 
 
@@ -153,15 +154,17 @@ class LLM:
         self.most_seen = self.config.max_seq_len if self.config.architecture == MICRO_RWKV and not recurrent else None
         self.notes = (*checkpoint.notes, *notes_of(self.config, recurrent))
         if self.config.endless and context is not None:
-            raise UsageError("this model has no end and a state of one size: leave out --context")
+            raise UsageError(f"this model has no end and a state of one size: leave out {option('context')}")
         check_whole("context", self.context, 1, self.config.max_seq_len)
         if kv_bits != 16 and not self.config.keeps_keys:
-            raise UsageError(f"a {self.config.architecture} keeps no keys and values: leave out --kv_bits")
+            raise UsageError(f"a {self.config.architecture} keeps no keys and values: leave out {option('kv_bits')}")
         self.kv_bits = kv_bits
         if window != 0:
             check_window(self.config, window, sinks, kv_bits)
             if context is not None:
-                raise UsageError("--context does not go with --window, which says how many positions are kept")
+                raise UsageError(
+                    f"{option('context')} does not go with {option('window')}, which says how many positions are kept"
+                )
         self.window, self.sinks = window, sinks
         if memory_update not in MEMORY_UPDATES or (memory_update != "chunk" and not self.config.mem_len):
             known = " or ".join(MEMORY_UPDATES if self.config.mem_len else MEMORY_UPDATES[:1])
@@ -192,7 +195,7 @@ class LLM:
         if spec.kind != "sentencepiece":
             raise UsageError(
                 f"{path} is of kind {spec.kind}; {self.quirks.system} reads a SentencePiece tokenizer.model:"
-                " give one with --tokenizer, or leave --faithful out"
+                f" give one with {option('tokenizer')}, or leave {option('faithful')} out"
             )
         return open_spec(replace(spec, kind="sentencepiece-greedy"), path)
 

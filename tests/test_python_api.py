@@ -15,10 +15,12 @@ import pytest
 import llamagpu
 from llamagpu.chat import Chat
 from llamagpu.chat_templates import choose_template
+from llamagpu.cli import run_command
 from llamagpu.errors import UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.llm import LLM
 from llamagpu.load_options import LoadOptions
+from llamagpu.option_names import named_as_flags, option
 from llamagpu.sampling import SamplingParams
 from llamagpu.session import Session
 
@@ -98,9 +100,9 @@ def test_options_are_those_of_load_and_llm() -> None:
     names = [option.name for option in fields(LoadOptions)]
     assert list(signature(llamagpu.load).parameters) == ["model", *names, "options"]
     assert list(signature(LLM).parameters) == ["checkpoint", *names, "options"]
-    for option in fields(LoadOptions):
-        assert option.default == signature(llamagpu.load).parameters[option.name].default
-        assert option.default == signature(LLM).parameters[option.name].default
+    for one in fields(LoadOptions):
+        assert one.default == signature(llamagpu.load).parameters[one.name].default
+        assert one.default == signature(LLM).parameters[one.name].default
 
 
 def test_options_beside_options_are_refused(small_model: Path) -> None:
@@ -138,3 +140,24 @@ def test_wrong_options_are_told_in_pythons_words(values: dict[str, Any], words: 
 def test_a_path_in_place_of_a_checkpoint_is_told() -> None:
     with pytest.raises(UsageError, match=r"LLM takes an opened checkpoint, not 'demo': llamagpu\.load opens a file"):
         LLM("demo")  # type: ignore[arg-type]
+
+
+def test_errors_name_arguments_in_python_and_flags_in_a_command(
+    small_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (small_model.parent / "tokenizer.bin").unlink()
+    with pytest.raises(UsageError, match=r": give one with tokenizer=FILE$"):
+        llamagpu.load(small_model, "cpu").generate("a")
+    with named_as_flags(), pytest.raises(UsageError, match=r": give one with --tokenizer FILE$"):
+        llamagpu.load(small_model, "cpu").generate("a")
+    assert run_command(["run", str(small_model), "a", "--device", "cpu"]) == 2
+    assert capsys.readouterr().err.endswith(": give one with --tokenizer FILE\n")
+
+
+def test_how_options_are_named() -> None:
+    assert [option("context"), option("kv_bits", 8), option("device", "cpu"), option("tokenizer", "FILE")] == [
+        "context", "kv_bits=8", "device='cpu'", "tokenizer=FILE"
+    ]  # fmt: skip
+    with named_as_flags():
+        assert [option("context"), option("kv_bits", 8)] == ["--context", "--kv_bits 8"]
+    assert option("context") == "context"

@@ -18,7 +18,7 @@ from llamagpu.tokenizers.last_words import last_words
 from llamagpu.tokenizers.sentencepiece_proto import charsmaps
 
 MAX_GROWTH = 32  # of the longest text that the table of letters makes of one; Unicode's has 18
-REMEDY = "the file is damaged or no tokenizer.model: fetch it again, or give another --tokenizer"
+REMEDY = "the file is damaged or no tokenizer.model: fetch it again, or give another tokenizer"
 
 
 class SentencePieceTokenizer(Tokenizer):
