@@ -16,22 +16,53 @@ from typing import TYPE_CHECKING, Any
 from llamagpu.privacy import turn_off_usage_reports
 
 if TYPE_CHECKING:
-    from llamagpu.errors import DeviceError, LlamaGPUError, ModelFormatError, UsageError
+    from llamagpu.chat import Chat
+    from llamagpu.errors import (
+        ContextFullError,
+        DeviceError,
+        LlamaGPUError,
+        ModelFormatError,
+        TemplateError,
+        UsageError,
+    )
+    from llamagpu.generation import Answer
     from llamagpu.llm import LLM, load
+    from llamagpu.load_options import LoadOptions
     from llamagpu.sampling import SamplingParams
+    from llamagpu.session import Session
 
 turn_off_usage_reports()  # before any library is imported that might read the settings
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "DeviceError", "LlamaGPUError", "ModelFormatError", "SamplingParams", "UsageError", "load"]
+__all__ = [
+    "LLM",
+    "Answer",
+    "Chat",
+    "ContextFullError",
+    "DeviceError",
+    "LlamaGPUError",
+    "LoadOptions",
+    "ModelFormatError",
+    "SamplingParams",
+    "Session",
+    "TemplateError",
+    "UsageError",
+    "load",
+]
 
 _HOME = {
     "LLM": "llm",
     "load": "llm",
+    "LoadOptions": "load_options",
     "SamplingParams": "sampling",
+    "Session": "session",
+    "Chat": "chat",
+    "Answer": "generation",
+    "ContextFullError": "errors",
     "DeviceError": "errors",
     "LlamaGPUError": "errors",
     "ModelFormatError": "errors",
+    "TemplateError": "errors",
     "UsageError": "errors",
 }
 
@@ -40,3 +71,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, those that are not imported yet too."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

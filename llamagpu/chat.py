@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llamagpu.chat_templates import Message, Template, guarded
+from llamagpu.chat_templates import Message, Template, answer_ends, choose_template, guarded
 from llamagpu.chat_text import new_guard, opening, render
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats.session_file import REMEDY
@@ -20,7 +20,6 @@ from llamagpu.generation import PROMPT_CHUNK, Answer
 from llamagpu.sampling import SamplingParams
 from llamagpu.session import Session
 from llamagpu.tokenizers import StreamDecoder
-from llamagpu.tokenizers.special_tokens import answer_ends
 
 ROLES = ("system", "user", "assistant")
 
@@ -34,26 +33,28 @@ class Chat:
     def __init__(
         self,
         session: Session,
-        template: Template,
+        template: Template | str = "auto",
         system: str | None = None,
         params: SamplingParams | None = None,
         max_tokens: int = 1024,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
     ) -> None:
+        """template: one of ``choose_template``, or a name: auto, model, llama2 or plain."""
+        if isinstance(template, str):
+            template, _ = choose_template(template, session.llm)
         self.session, self.template, self.system = session, template, system
         self.params, self.max_tokens = params or SamplingParams(), max_tokens
         self.stop = (*template.stops, *stop)
-        self.end_ids = list(answer_ends(session.llm.tokenizer, template.source))
-        self.ends: set[int] | None = None
-        if ignore_eos:
-            self.ends = set()
-        elif session.llm.quirks.ends is not None:  # programs whose texts have other ends end their answers so
-            self.ends = {token for token in (*self.end_ids, session.llm.tokenizer.eos_id) if token is not None}
+        end_ids, self.ends = answer_ends(session.llm, template, ignore_eos)
+        self.end_ids = list(end_ids)
         self.answer: Answer | None = None
         self.guard = new_guard()
         self._told: set[str] = set()  # notices that are given once
         self.begin()
+
+    def __repr__(self) -> str:
+        return f"<Chat: {len(self.messages)} messages, template {self.template.name}, {self.session!r}>"
 
     def begin(self) -> None:
         """A new conversation, after all that the session holds."""

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llamagpu.config import ModelConfig
 from llamagpu.errors import UsageError, first_line
-from llamagpu.tokenizers import Tokenizer
+from llamagpu.option_names import option
+from llamagpu.sampling import shown
+from llamagpu.tokenizers import Tokenizer, special_tokens
 from llamagpu.tokenizers.special_tokens import template_names
 
 if TYPE_CHECKING:
@@ -142,7 +144,8 @@ def plain(messages: Sequence[Message]) -> Sequence[Message]:
     for message in messages:
         if message["role"] not in ("system", "user", "assistant") or not isinstance(message.get("content"), str):
             raise UsageError(
-                "this template writes texts of system, user and assistant alone: --template model for other messages"
+                "this template writes texts of system, user and assistant alone:"
+                f" {option('template', 'model')} for other messages"
             )
     return messages
 
@@ -170,7 +173,7 @@ def make_template(
     """The same for a tokenizer. source: of the model's own template, where it has one; default: the name of the one
     without. adds_bos: whether a text begins with BOS where the model has one."""
     if name not in NAMES:
-        raise UsageError(f"template must be {', '.join(NAMES[:-1])} or {NAMES[-1]}, not {name[:40]!r}")
+        raise UsageError(f"template must be {', '.join(NAMES[:-1])} or {NAMES[-1]}, not {shown(name)}")
     check_template_args(template_args)
     names, why = template_names(tokenizer, stop_tokens), "as asked for"
     if not adds_bos:
@@ -179,7 +182,8 @@ def make_template(
         name, why = ("model", "the model brings it") if source is not None else (default, WHY[default])
     if name == "model":
         if source is None:
-            raise UsageError("the model brings no chat template: --template plain, or llama2 for models of that kind")
+            plain = option("template", "plain")
+            raise UsageError(f"the model brings no chat template: {plain}, or llama2 for models of that kind")
         return Model(source, names=names, args=template_args), why
     if template_args:
         raise UsageError(f"template_args are for the model's own template, and this is {name}: leave them out")
@@ -187,6 +191,17 @@ def make_template(
     if name == "llama2":
         return Llama2(bos, eos), why
     return Plain(bos if tokenizer.bos_id is not None else ""), why
+
+
+def answer_ends(llm: LLM, template: Template, ignore_eos: bool = False) -> tuple[set[int], set[int] | None]:
+    """Tokens that end an answer, beside the model's own; and the only ones that do, None where all of these do."""
+    written = special_tokens.answer_ends(llm.tokenizer, template.source)
+    if ignore_eos:
+        return written, set()
+    if llm.quirks.ends is None:
+        return written, None
+    eos = llm.tokenizer.eos_id  # programs whose texts have other ends end their answers so
+    return written, written | ({eos} if eos is not None else set())
 
 
 def default_name(config: ModelConfig) -> str:

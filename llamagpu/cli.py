@@ -15,6 +15,7 @@ from llamagpu.cli_arguments import Command, help_text, normalize, with_converter
 from llamagpu.commands import doctor, info, run, tokenize
 from llamagpu.convert_command import convert
 from llamagpu.errors import LlamaGPUError, OutOfMemoryError, TemplateError, UsageError, first_line, printable
+from llamagpu.option_names import named_as_flags
 from llamagpu.pull_command import pull
 from llamagpu.quality_commands import compare, perplexity
 
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+@named_as_flags()
 def run_command(arguments: Sequence[str]) -> int:
     """Run one command line; its exit status. Errors are one line on stderr."""
     try:

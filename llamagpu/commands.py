@@ -25,6 +25,7 @@ from llamagpu.memory import Memory
 from llamagpu.model_info import rows_of
 from llamagpu.model_text import open_text
 from llamagpu.models.window import window_and_sinks
+from llamagpu.run_json import check_json, json_of
 from llamagpu.sampling import SamplingParams, asked_for, check_whole
 from llamagpu.terminal import (
     ENDING,
@@ -70,6 +71,8 @@ def run(
     memory: str | None = None,
     memory_format: str = "auto",
     recurrent: bool = False,
+    json: bool = False,
+    logprobs: int | None = None,
 ) -> None:
     """Continue a text. stdout is the generated text and nothing else.
 
@@ -100,7 +103,10 @@ def run(
         memory: Go on from this file where it exists, and save in it at the end.
         memory_format: auto (what FILE is, and llamagpu if it is new), llamagpu, or llama2rnn: that program's files.
         recurrent: Of a micro_rwkv run the recurrent part alone: fast, and an approximation that is not the model.
+        json: Write one JSON object at the end, with the text, the tokens, why it ended, times and the seed.
+        logprobs: With --json, the log-probability of each token, and of this many of the most likely ones.
     """
+    check_json(json, logprobs, echo)
     asked = asked_for(
         temperature, top_k, top_p, min_p, repetition_penalty, seed, sampler_order
     )  # refuses before any work
@@ -134,14 +140,15 @@ def run(
     if kept is None:
         options = asdict(sampling)
         options |= {"on_prompt_tokens": on_prompt_tokens, "ignore_eos": ignore_eos, "special": special}
-        generation = llm.generate(text, max_tokens, stop=stop or [], **options)
+        generation = llm.generate(text, max_tokens, stop=stop or [], logprobs=logprobs, **options)
     else:
         session = kept.go_on(llm, text, special)
         sampling = replace(sampling, seed=session.seed if seed is None else seed)
         at_start = session.begins or (not goes_on and not text)
         generation = Answer(
-            session, max_tokens, sampling, stop or [], on_prompt_tokens, at_start, ends=llm.ends(ignore_eos)
-        )
+            session, max_tokens, sampling, stop or [], on_prompt_tokens, at_start,
+            ends=llm.ends(ignore_eos), logprobs=logprobs,
+        )  # fmt: skip
     progress.total = len(generation.prompt_tokens)
     for note in llm.notes:
         say(printable(note))
@@ -159,13 +166,14 @@ def run(
         say(f"seed {generation.params.seed}")
     if echo:
         write_text(text)
-    elif sys.stdout.isatty() and sys.stderr.isatty():
+    elif sys.stdout.isatty() and sys.stderr.isatty() and not json:
         print(dim(visible(text)), end="", file=sys.stderr, flush=True)
     with interrupt:
         try:
             for piece in generation:
                 close_bars()
-                write_text(piece)
+                if not json:
+                    write_text(piece)
                 interrupt.check()
         except (KeyboardInterrupt, SystemExit, OSError):  # the last: nobody reads the text any more
             generation.close()
@@ -173,12 +181,16 @@ def run(
                 kept.save(generation.session)  # before a word is said, since the terminal may be gone
             with suppress(OSError):
                 close_bars()
-                write_text(generation.held_text())
-                say_end(generation, "interrupted")
+                held = generation.held_text()
+                write_text(json_of(generation, model) if json else held)
+                say_end(generation, "interrupted", ends_line=not json)
             raise
         if kept is not None:
             kept.save(generation.session)
-    say_end(generation, {"context": f"the context of {llm.context} tokens is full"}.get(generation.stop_reason, ""))
+    if json:
+        write_text(json_of(generation, model))
+    notice = f"the context of {llm.context} tokens is full" if generation.stop_reason == "context" else ""
+    say_end(generation, notice, ends_line=not json)
 
 
 def about_faithful(llm: LLM, *names: str) -> str:
@@ -212,9 +224,9 @@ def read_prompt(model: str, prompt: str | None, prompt_file: str | None) -> str:
     return read_text_file(prompt_file, f"--prompt_file {prompt_file}")
 
 
-def say_end(generation: Answer, notice: str) -> None:
-    """After the text: why it ended, if that is worth a word, and the speeds."""
-    if sys.stdout.isatty():
+def say_end(generation: Answer, notice: str, ends_line: bool = True) -> None:
+    """After the text: why it ended, if that is worth a word, and the speeds. ends_line: a terminal is in mid-line."""
+    if sys.stdout.isatty() and ends_line:
         write_text("\n")
     if notice:
         say(notice)

@@ -12,6 +12,7 @@ from pathlib import Path
 from llamagpu.backends.protocol import Backend
 from llamagpu.errors import DeviceError, UsageError, first_line
 from llamagpu.gpu_driver import count_gpus, gpu_name
+from llamagpu.option_names import option
 
 # Told of long work as it goes on: what it is, how much more is done, of how much in all (0: that is not known).
 OnWork = Callable[[str, int, int], None]
@@ -49,14 +50,14 @@ def choose_device(name: str = "auto", cpu_only: str = "") -> Device:
     if not match:
         raise UsageError(f"device must be auto, cuda, cuda:N or cpu, not {name!r}")
     if cpu_only and name != "auto":
-        raise UsageError(f"--device {name} cannot be used: {cpu_only} (leave --device out)")
+        raise UsageError(f"{option('device', name)} cannot be used: {cpu_only} (leave {option('device')} out)")
     index = int(match[1] or 0)
     reason = cpu_only or why_no_gpu(index)
     if not reason:
         return Device(f"cuda:{index}", f"GPU {index} ({gpu_name(index)})", "")
     if name == "auto":
         return Device("cpu", f"the CPU ({cpu_description()})", reason)
-    raise DeviceError(f"--device {name} cannot be used: {reason} (--device cpu runs on the CPU)")
+    raise DeviceError(f"{option('device', name)} cannot be used: {reason} ({option('device', 'cpu')} runs on the CPU)")
 
 
 def why_no_gpu(index: int) -> str:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llamagpu.errors import UsageError
-from llamagpu.sampling import SamplingParams, check_whole
+from llamagpu.logprobs import Logprobs, TokenLogprob
+from llamagpu.sampling import SamplingParams, check_function, check_switch, check_whole, shown
 from llamagpu.session import Session, positions
 from llamagpu.tokenizers import StreamDecoder, special_tokens
 
@@ -19,6 +23,7 @@ PROMPT_CHUNK = 512  # tokens of the prompt that go through the model as one matr
 
 __all__ = ["MAX_TOKENS", "PROMPT_CHUNK", "Answer", "Generation", "StopStrings", "positions"]
 
+Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
 StopReason = Literal["eos", "stop", "max_tokens", "context", "unfinished"]
 
 
@@ -29,7 +34,7 @@ class Answer:
     not among them: end_token is it). stop_reason: "eos" (the model ended its text), "stop" (a stop string came; it is
     not part of the text), "max_tokens", "context" (the context is full), "unfinished". Times in seconds, the reader's
     own not counted: prompt_seconds for the prompt, first_token_seconds to the first new token, decode_seconds for the
-    decode_steps after it (one token each).
+    decode_steps after it (one token each). logprobs: of each of ``tokens``, where they were asked for, else None.
 
     Tokens join the session as they are made. What a stop string took away leaves it again, where the state can go
     back; where it cannot, they stay: the session is always what the state has seen.
@@ -45,10 +50,14 @@ class Answer:
         at_start: bool = False,
         end_ids: Collection[int] = (),
         ends: Collection[int] | None = None,
+        logprobs: int | None = None,
+        strip: bool = False,
     ) -> None:
         """at_start: whether the answer opens the text. end_ids: tokens that end it, beside the model's own. ends: the
-        only ones that do; the others are tokens of the text then, and stand for no characters."""
+        only ones that do; the others are tokens of the text then, and stand for no characters. logprobs: how many of
+        the most likely tokens to keep beside each. strip: leave out white space before the text, as a chat does."""
         check_answer(max_tokens, stop)
+        check_function("on_prompt_tokens", on_prompt_tokens)
         llm = session.llm
         self.session, self.max_tokens, self.stop = session, max_tokens, tuple(stop)
         self.params = params.with_seed()
@@ -61,10 +70,28 @@ class Answer:
         self.stop_reason: StopReason = "unfinished"
         self.prompt_seconds = self.first_token_seconds = self.decode_seconds = 0.0
         self.decode_steps = 0
-        self._stops, self._decoder = StopStrings(self.stop), StreamDecoder(llm.tokenizer, at_start)
+        self._logprobs = Logprobs(llm, logprobs) if logprobs is not None else None
+        self._stops, self._decoder = StopStrings(self.stop, strip), StreamDecoder(llm.tokenizer, at_start)
         self._texts: list[str] = []  # of each token
         self._decoded: Generator[int] | None = None
         self._n_tokens, self._is_over = max_tokens, False
+
+    def __repr__(self) -> str:
+        n_prompt, n_new = len(self.prompt_tokens), len(self.tokens)
+        return f"<{type(self).__name__}: {n_prompt} tokens of prompt, {n_new} new ones, {self.stop_reason}>"
+
+    @property
+    def text(self) -> str:
+        """The whole text. What is not made yet is made now; of an answer that was closed, as far as it went."""
+        for _ in self:
+            pass
+        return "".join(self._stops.given)
+
+    @property
+    def logprobs(self) -> list[TokenLogprob] | None:
+        """[{id, token, logprob, top: [{id, token, logprob}, ...]}, ...], one of each of ``tokens`` so far; None where
+        they were not asked for. Natural logarithms, of the model's own probabilities: sampling is not in them."""
+        return None if self._logprobs is None else self._logprobs.rows
 
     # No generator that knows this object, which would then know itself: left early, it is freed at once.
     def __iter__(self) -> Iterator[str]:
@@ -141,6 +168,8 @@ class Answer:
             self.stop_reason = "eos"
             return None
         self.tokens.append(token)
+        if self._logprobs is not None:
+            self._logprobs.take(token)
         session.tokens.append(token)
         if len(self.tokens) == self._n_tokens:
             self.stop_reason = "max_tokens" if self._n_tokens == self.max_tokens else "context"
@@ -157,7 +186,8 @@ class Answer:
         room = session.state.room
         if room is not None:
             self._n_tokens = min(self._n_tokens, room + 1)  # the last token of a full context is made but not run
-        return cast("Generator[int]", llm.model.decode(session.state, sampler, logits, self._n_tokens))
+        decode = llm.model.decode if self._logprobs is None else self._logprobs.decode
+        return cast("Generator[int]", decode(session.state, sampler, logits, self._n_tokens))
 
 
 class Generation(Answer):
@@ -166,40 +196,72 @@ class Generation(Answer):
     def __init__(
         self,
         llm: LLM,
-        prompt: str,
+        prompt: Prompt,
         max_tokens: int,
         params: SamplingParams,
         stop: Sequence[str],
         on_prompt_tokens: Callable[[int], None],
         ignore_eos: bool = False,
         special: bool = False,
+        **others: Any,
     ) -> None:
+        """prompt: a text, or ids that are taken as they are. others: of Answer."""
         check_answer(max_tokens, stop)
+        check_switch("ignore_eos", ignore_eos)
+        check_switch("special", special)
         self.llm, self.prompt = llm, prompt
         session = Session(llm)
-        session.check_fits(prompt)
-        tokens = llm.encode_prompt(prompt, special)
+        if isinstance(prompt, str):
+            session.check_fits(prompt)
+            tokens = llm.encode_prompt(prompt, special)
+        elif special:
+            raise UsageError("special is for a prompt that is a text, and this one is token ids: leave it out")
+        else:
+            tokens = token_ids("prompt", prompt)
         if not tokens:
             raise UsageError("the prompt is empty and this model has no start token: give a prompt")
         n_prompt = len(tokens)
         if n_prompt > llm.longest:
             raise UsageError(f"the prompt is {n_prompt} tokens, the context {llm.context}: shorten the prompt")
         session.add(tokens)
-        super().__init__(session, max_tokens, params, stop, on_prompt_tokens, not prompt, ends=llm.ends(ignore_eos))
+        at_start = not prompt if isinstance(prompt, str) else session.begins
+        others = {"ends": llm.ends(ignore_eos), **others}
+        super().__init__(session, max_tokens, params, stop, on_prompt_tokens, at_start, **others)
+
+
+def token_ids(name: str, value: object) -> list[int]:
+    """Whole numbers of a list, a tuple or a NumPy array [n]. Raises UsageError for anything else."""
+    ids: object = value.tolist() if isinstance(value, np.ndarray) else value
+    if not (
+        isinstance(ids, Sequence)
+        and not isinstance(ids, (str, bytes))
+        and all(isinstance(token, (int, np.integer)) and not isinstance(token, bool) for token in ids)
+    ):
+        kind = "a text or a list of token ids" if name == "prompt" else "a list of token ids"
+        raise UsageError(f"{name} must be {kind}, not {shown(value)}")
+    return [int(token) for token in ids]
 
 
 def check_answer(max_tokens: int, stop: Sequence[str]) -> None:
     """Raises UsageError for values out of range."""
     check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
-    if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
-        raise UsageError("stop must be a list of texts, none of them empty")
+    if (
+        isinstance(stop, str)
+        or not isinstance(stop, Collection)
+        or not all(isinstance(text, str) and text for text in stop)
+    ):
+        raise UsageError(f"stop must be a list of texts, none of them empty, not {shown(stop)}")
 
 
 class StopStrings:
-    """Lets text through up to the first stop string, holding back an end that may yet become one."""
+    """Lets text through up to the first stop string, holding back an end that may yet become one.
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self.stops = stops
+    given: what it has let through. strip: white space before the text does not get through.
+    """
+
+    def __init__(self, stops: Sequence[str], strip: bool = False) -> None:
+        self.stops, self.strip = stops, strip
+        self.given: list[str] = []
         self.held = ""
         self.found = False
 
@@ -210,10 +272,17 @@ class StopStrings:
         if places:
             self.found = True
             text, self.held = self.held[: min(places)], ""
-            return text
+            return self._give(text)
         n_held = max((self._overlap(stop) for stop in self.stops), default=0)
         cut = len(self.held) - n_held
         text, self.held = self.held[:cut], self.held[cut:]
+        return self._give(text)
+
+    def _give(self, text: str) -> str:
+        text = text.lstrip() if self.strip else text
+        if text:
+            self.given.append(text)
+            self.strip = False
         return text
 
     def _overlap(self, stop: str) -> int:
@@ -223,4 +292,4 @@ class StopStrings:
 
     def finish(self) -> str:
         text, self.held = self.held, ""
-        return text
+        return self._give(text)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagpu.backends.protocol import Backend
-from llamagpu.chat_templates import NONE, choose_template
+from llamagpu.chat_templates import NONE, answer_ends, choose_template
 from llamagpu.chat_text import chat_ids
 from llamagpu.checkpoint import Checkpoint, Quirks, TokenizerSpec
 from llamagpu.config import MICRO_RWKV, ModelConfig
@@ -21,10 +21,12 @@ from llamagpu.devices import OnWork, choose_device
 from llamagpu.errors import ModelFormatError, UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.formats.token_facts import facts_beside
-from llamagpu.generation import PROMPT_CHUNK, Generation
+from llamagpu.generation import PROMPT_CHUNK, Generation, Prompt, check_answer, token_ids
+from llamagpu.load_options import LoadOptions, check_path, say_nothing
 from llamagpu.models import MEMORY_UPDATES, StateOptions, check_recurrent, load_model, notes_of
 from llamagpu.models.window import DEFAULT_SINKS, check_window
-from llamagpu.sampling import SamplingParams, asked_for, check_whole
+from llamagpu.option_names import option
+from llamagpu.sampling import SamplingParams, asked_for, check_function, check_switch, check_whole, shown
 from llamagpu.tokenizers import Tokenizer, find_beside, names_beside, open_spec, read_spec
 
 DEMO = "demo"
@@ -37,6 +39,7 @@ def model_path(model: str | Path) -> Path:
 
     Raises UsageError where there is nothing, HubError where it cannot be downloaded.
     """
+    check_path("model", model)
     if str(model) == DEMO:
         return Path(__file__).parent / "demo.bin"
     if str(model).startswith("hf:"):
@@ -73,7 +76,7 @@ def find_tokenizer(checkpoint: Checkpoint, path: str | Path | None) -> tuple[Tok
         if found is None:
             raise UsageError(
                 f"{checkpoint.path} holds no tokenizer, and none beside it has its {vocab_size} tokens"
-                f" ({', '.join(names_beside(vocab_size))}): give one with --tokenizer FILE"
+                f" ({', '.join(names_beside(vocab_size))}): give one with {option('tokenizer', 'FILE')}"
             )
         facts = facts_beside(found[2])
         if facts is None:
@@ -87,7 +90,7 @@ def find_tokenizer(checkpoint: Checkpoint, path: str | Path | None) -> tuple[Tok
     n_learnt = tokenizer.vocab_size - (tokenizer.n_added_at_end if path is None else 0)
     if n_learnt > vocab_size or (tokenizer.bos_id or 0) >= vocab_size:
         problem = f"is {tokenizer.vocab_size}, but the model has {vocab_size} tokens"
-        raise ModelFormatError(place, "vocab_size", problem, "give the model's own with --tokenizer FILE")
+        raise ModelFormatError(place, "vocab_size", problem, f"give the model's own with {option('tokenizer', 'FILE')}")
     return spec, tokenizer, place
 
 
@@ -96,30 +99,25 @@ def load(
     device: str = "auto",
     tokenizer: str | Path | None = None,
     context: int | None = None,
-    on_work: OnWork = lambda title, n, total: None,
+    on_work: OnWork = say_nothing,
     faithful: bool = False,
     kv_bits: int = 16,
     window: int = 0,
     sinks: int = DEFAULT_SINKS,
     memory_update: str = "chunk",
     recurrent: bool = False,
+    *,
+    options: LoadOptions | None = None,
 ) -> LLM:
     """Open a model and put it on a device.
 
-    model: a file of any supported format, or "demo". device: "auto", "cuda", "cuda:N" or "cpu". tokenizer: a tokenizer
-    file, where the model's own is not wanted or not found. context: positions to keep, at most and by default what the
-    model was trained for. on_work: called as weights are loaded (in bytes) and kernels compiled. faithful: do as the
-    program that the file comes from does where that differs (see Checkpoint.quirks), which only the CPU can. kv_bits:
-    8 keeps keys and values as whole numbers with a scale per head and position, half the memory of 16. window: keep the
-    first ``sinks`` and the last ``window`` tokens alone, so that a text has no end (docs/endless.md); 0: keep all.
-    memory_update: whether a model with a memory renews it after each "chunk", as it was trained, or after each "token".
-    recurrent: run the recurrent part of a micro_rwkv alone (docs/recurrent.md).
-    Raises ModelFormatError, DeviceError or UsageError.
+    model: a file or folder of any supported format, or "demo". The others: see LoadOptions. options: all of them in
+    one value, in place of the others. Raises ModelFormatError, DeviceError or UsageError.
     """
-    checkpoint = open_checkpoint(model_path(model))
-    return LLM(
-        checkpoint, device, tokenizer, context, on_work, faithful, kv_bits, window, sinks, memory_update, recurrent
-    )
+    options = LoadOptions(
+        device, tokenizer, context, on_work, faithful, kv_bits, window, sinks, memory_update, recurrent
+    ).replaced_by(options)
+    return LLM(open_checkpoint(model_path(model)), options=options)
 
 
 class LLM:
@@ -136,15 +134,25 @@ class LLM:
         device: str = "auto",
         tokenizer: str | Path | None = None,
         context: int | None = None,
-        on_work: OnWork = lambda title, n, total: None,
+        on_work: OnWork = say_nothing,
         faithful: bool = False,
         kv_bits: int = 16,
         window: int = 0,
         sinks: int = DEFAULT_SINKS,
         memory_update: str = "chunk",
         recurrent: bool = False,
+        *,
+        options: LoadOptions | None = None,
     ) -> None:
-        self.quirks = checkpoint.quirks if faithful else Quirks()
+        """checkpoint: of ``open_checkpoint``; ``load`` opens a file. The others: as ``load`` has them."""
+        if not isinstance(checkpoint, Checkpoint):
+            raise UsageError(f"LLM takes an opened checkpoint, not {shown(checkpoint)}: llamagpu.load opens a file")
+        self.options = options = LoadOptions(
+            device, tokenizer, context, on_work, faithful, kv_bits, window, sinks, memory_update, recurrent
+        ).replaced_by(options)
+        context, kv_bits, window, sinks = options.context, options.kv_bits, options.window, options.sinks
+        memory_update, recurrent, on_work = options.memory_update, options.recurrent, options.on_work
+        self.quirks = checkpoint.quirks if options.faithful else Quirks()
         if self.quirks.rope_layout is not None:
             config = replace(checkpoint.config, rope_layout=self.quirks.rope_layout)
             checkpoint = replace(checkpoint, config=config)
@@ -156,26 +164,25 @@ class LLM:
         self.most_seen = self.config.max_seq_len if self.config.architecture == MICRO_RWKV and not recurrent else None
         self.notes = (*checkpoint.notes, *notes_of(self.config, recurrent))
         if self.config.endless and context is not None:
-            raise UsageError("this model has no end and a state of one size: leave out --context")
+            raise UsageError(f"this model has no end and a state of one size: leave out {option('context')}")
         check_whole("context", self.context, 1, self.config.max_seq_len)
-        if kv_bits not in (8, 16):
-            raise UsageError(f"kv_bits must be 8 or 16, not {kv_bits}")
         if kv_bits != 16 and not self.config.keeps_keys:
-            raise UsageError(f"a {self.config.architecture} keeps no keys and values: leave out --kv_bits")
+            raise UsageError(f"a {self.config.architecture} keeps no keys and values: leave out {option('kv_bits')}")
         self.kv_bits = kv_bits
         if window != 0:
             check_window(self.config, window, sinks, kv_bits)
             if context is not None:
-                raise UsageError("--context does not go with --window, which says how many positions are kept")
+                raise UsageError(
+                    f"{option('context')} does not go with {option('window')}, which says how many positions are kept"
+                )
         self.window, self.sinks = window, sinks
         if memory_update not in MEMORY_UPDATES or (memory_update != "chunk" and not self.config.mem_len):
             known = " or ".join(MEMORY_UPDATES if self.config.mem_len else MEMORY_UPDATES[:1])
             raise UsageError(f"memory_update must be {known} for this model, not {memory_update!r}")
         self.memory_update = memory_update
-        self._tokenizer_path = tokenizer
-        if tokenizer is not None:
+        if options.tokenizer is not None:
             _ = self.tokenizer  # a tokenizer that was asked for and does not fit is an error now, not at first use
-        self.device = choose_device(device, "a faithful run is on the CPU" if self.quirks.description else "")
+        self.device = choose_device(options.device, "a faithful run is on the CPU" if self.quirks.description else "")
         self.backend: Backend = self.device.backend(on_work)
         if self.quirks.activation_bits or self.quirks.no_penalty:
             from llamagpu.backends.cpu.faithful import FaithfulCPUBackend
@@ -189,16 +196,20 @@ class LLM:
         checkpoint.check_unchanged()
         self.model = load_model(checkpoint, self.backend, on_loaded, recurrent)
 
+    def __repr__(self) -> str:
+        parts = f"{self.config.architecture}, {self.config.n_layers} layers of {self.config.dim}"
+        return f"<LLM {self.checkpoint.path.name!r}: {parts}, context {self.context}, on {self.device.name}>"
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises UsageError where there is none: only text needs one."""
-        spec, tokenizer, path = find_tokenizer(self.checkpoint, self._tokenizer_path)
+        spec, tokenizer, path = find_tokenizer(self.checkpoint, self.options.tokenizer)
         if not self.quirks.greedy_tokenizer:
             return tokenizer
         if spec.kind != "sentencepiece":
             raise UsageError(
                 f"{path} is of kind {spec.kind}; {self.quirks.system} reads a SentencePiece tokenizer.model:"
-                " give one with --tokenizer, or leave --faithful out"
+                f" give one with {option('tokenizer')}, or leave {option('faithful')} out"
             )
         return open_spec(replace(spec, kind="sentencepiece-greedy"), path)
 
@@ -214,7 +225,7 @@ class LLM:
 
     def generate(
         self,
-        prompt: str,
+        prompt: Prompt,
         max_tokens: int = 256,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -227,19 +238,63 @@ class LLM:
         ignore_eos: bool = False,
         sampler_order: str | None = None,
         special: bool = False,
+        logprobs: int | None = None,
     ) -> Generation:
-        """Continue ``prompt``: iterate over the result for text as it is made (see SamplingParams for the numbers, and
-        ``default_sampling`` for what is not given).
+        """Continue ``prompt``: iterate over the result for text as it is made, or take all of it with ``.text``.
 
-        stop: texts before which to end. on_prompt_tokens: called with the size of each chunk of the prompt once it is
-        read. ignore_eos: go on past the tokens that end a text, until a stop text comes or max_tokens are made.
-        special: the texts of control tokens in the prompt become those; else they are text. The prompt must fit the
-        context: it is never cut (a micro_rwkv looks at its last ``most_seen`` tokens).
-        Raises UsageError for values out of range.
+        prompt: a text, or token ids, which are taken as they are: nothing is put before them. For the numbers see
+        SamplingParams, and ``default_sampling`` for what is not given. stop: texts before which to end.
+        on_prompt_tokens: called with the size of each chunk of the prompt once it is read. ignore_eos: go on past the
+        tokens that end a text, until a stop text comes or max_tokens are made.
+        special: the texts of control tokens in the prompt become those; else they are text. logprobs: keep the
+        log-probability of each new token, and of so many of the most likely ones, in ``.logprobs`` (see Answer); it
+        takes longer. The prompt must fit the context: it is never cut (a micro_rwkv looks at its last ``most_seen``
+        tokens). Raises UsageError for values of a wrong type or out of range.
         """
         asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed, sampler_order)
         params = replace(self.default_sampling, **asked)
-        return Generation(self, prompt, max_tokens, params, stop, on_prompt_tokens, ignore_eos, special)
+        return Generation(
+            self, prompt, max_tokens, params, stop, on_prompt_tokens, ignore_eos, special, logprobs=logprobs
+        )
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        max_tokens: int = 1024,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        on_prompt_tokens: Callable[[int], None] = lambda n: None,
+        ignore_eos: bool = False,
+        sampler_order: str | None = None,
+        logprobs: int | None = None,
+        template_args: Mapping[str, Any] = NONE,
+        template: str = "auto",
+        notice: Callable[[str], None] = warnings.warn,
+    ) -> Generation:
+        """Answer a conversation: iterate over the result for text as it is made, or take all of it with ``.text``.
+
+        The model reads ``chat_ids(messages, template_args, template, notice)``, from an empty state; Chat keeps a
+        session, and reads only what is new. The others: as ``generate`` has them. The answer also ends where the
+        template ends one, and begins with its first character that is no white space. Raises UsageError.
+        """
+        asked = asked_for(temperature, top_k, top_p, min_p, repetition_penalty, seed, sampler_order)
+        params = replace(self.default_sampling, **asked)
+        check_function("notice", notice)
+        chosen, _ = choose_template(template, self, template_args)
+        check_answer(max_tokens, stop)
+        check_switch("ignore_eos", ignore_eos)
+        ids = chat_ids(messages, chosen, self.tokenizer, notice)
+        ids += ids[-1:] if self.quirks.repeats_last_prompt_token else []
+        end_ids, ends = answer_ends(self, chosen, ignore_eos)
+        return Generation(
+            self, ids, max_tokens, params, (*chosen.stops, *stop), on_prompt_tokens, ignore_eos,
+            end_ids=end_ids, ends=ends, logprobs=logprobs, strip=True,
+        )  # fmt: skip
 
     def encode_prompt(self, prompt: str, special: bool = False) -> list[int]:
         """Ids of a text that is continued, as they are run. special: as ``generate`` has it."""
@@ -269,6 +324,7 @@ class LLM:
         {"enable_thinking": False}. template: auto, model, llama2 or plain. notice: told in one line what a user should
         know. Raises UsageError for what the template does not take.
         """
+        check_function("notice", notice)
         chosen, _ = choose_template(template, self, template_args)
         return chat_ids(messages, chosen, self.tokenizer, notice)
 
@@ -281,7 +337,7 @@ class LLM:
 
         Each part is good until the next is asked for.
         """
-        ids = [int(token) for token in ids]
+        ids = token_ids("ids", ids)
         self.check_tokens(ids)
         if not 1 <= len(ids) <= self.longest:
             raise UsageError(f"{len(ids)} tokens given: from 1 to {self.longest} fit the context")
@@ -314,5 +370,7 @@ class LLM:
     def check_tokens(self, ids: Sequence[int]) -> None:
         """Raises UsageError for an id that the model does not have."""
         for token in ids:
-            if not 0 <= token < self.config.vocab_size:
-                raise UsageError(f"token {token} is not of this model: its ids are 0 to {self.config.vocab_size - 1}")
+            if not isinstance(token, (int, np.integer)) or not 0 <= token < self.config.vocab_size:
+                raise UsageError(
+                    f"token {shown(token)} is not of this model: its ids are 0 to {self.config.vocab_size - 1}"
+                )

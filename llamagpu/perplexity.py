@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from llamagpu.errors import LlamaGPUError, UsageError
 from llamagpu.llm import LLM
+from llamagpu.logprobs import log_softmax
 from llamagpu.sampling import DAMAGED_LOGITS, check_whole
 from llamagpu.tokenizers import Tokenizer
 
@@ -91,12 +92,6 @@ def logits_of(llm: LLM, window: Window) -> Iterator[tuple[Logits, NDArray[np.int
                 raise LlamaGPUError(DAMAGED_LOGITS)
             yield part[first:], targets[first:]
         position += len(part)
-
-
-def log_softmax(logits: Logits) -> Doubles:
-    shifted: Doubles = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return shifted
 
 
 def mean_and_error(values: Sequence[float] | Doubles) -> tuple[float, float]:

@@ -16,6 +16,8 @@ LARGEST_INVERSE_TEMPERATURE = 1e30
 STEPS = ("top_k", "top_p", "min_p", "temperature")
 DEFAULT_ORDER = ",".join(STEPS)  # llama.cpp's
 TEMPERATURE_FIRST = "temperature,top_k,top_p,min_p"
+UNREACHED = 1 << 24
+LONGEST_SHOWN = 80
 DAMAGED_LOGITS = "the model computed logits that are not numbers: its weights are damaged"
 
 
@@ -51,7 +53,7 @@ class SamplingParams:
         steps = re.split(r"\s*[,;]\s*", self.sampler_order.strip()) if isinstance(self.sampler_order, str) else []
         if sorted(steps) != sorted(STEPS):
             named = f"{', '.join(STEPS[:-1])} and {STEPS[-1]}"
-            raise UsageError(f"sampler_order must name {named}, each once, not {str(self.sampler_order)[:80]!r}")
+            raise UsageError(f"sampler_order must name {named}, each once, not {shown(self.sampler_order)}")
         object.__setattr__(self, "sampler_order", ",".join(steps))
 
     @property
@@ -86,13 +88,38 @@ def check_number(name: str, value: object, smallest: float, largest: float) -> N
     """Raises UsageError unless ``value`` is a finite number in [smallest, largest]."""
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not ok or not smallest <= value <= largest:  # type: ignore[operator]
-        raise UsageError(f"{name} must be a number from {smallest:g} to {largest:g}, not {value}")
+        raise UsageError(f"{name} must be a number from {smallest:g} to {largest:g}, not {shown(value)}")
 
 
-def check_whole(name: str, value: object, smallest: int, largest: int) -> None:
+def check_whole(name: str, value: object, smallest: int, largest: int | None = None) -> None:
     """Raises UsageError unless ``value`` is a whole number in [smallest, largest]."""
-    if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= largest:
-        raise UsageError(f"{name} must be a whole number from {smallest} to {largest}, not {value}")
+    ok = isinstance(value, int) and not isinstance(value, bool)
+    if not ok or value < smallest or (largest is not None and value > largest):  # type: ignore[operator]
+        # a limit that nobody reaches explains nothing, unless it is the limit that was passed
+        told = largest is not None and (largest < UNREACHED or (ok and value > largest))  # type: ignore[operator]
+        limits = f"from {smallest} to {largest}" if told else f"from {smallest}"
+        raise UsageError(f"{name} must be a whole number {limits}, not {shown(value)}")
+
+
+def check_switch(name: str, value: object) -> None:
+    """Raises UsageError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} must be True or False, not {shown(value)}")
+
+
+def check_function(name: str, value: object) -> None:
+    """Raises UsageError unless ``value`` can be called."""
+    if not callable(value):
+        raise UsageError(f"{name} must be a function, not {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """A wrong value as Python writes it, not too long."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def random_u64(seed: int, step: int) -> int:

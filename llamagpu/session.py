@@ -7,7 +7,9 @@ leaves a session that equals one which has read the same tokens as a prompt.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +36,10 @@ class Session:
         self.n_unknown = self.n_drawn = 0
         self.seed: int | None = None
         self._state: State | None = None
+
+    def __repr__(self) -> str:
+        unknown = f" after {self.n_unknown} unknown ones" if self.n_unknown else ""
+        return f"<Session: {len(self.tokens)} tokens{unknown}, {self.n_run} of them run, of {self.llm!r}>"
 
     @property
     def state(self) -> State:
@@ -134,6 +140,29 @@ class Session:
     def arrays(self) -> dict[str, Any]:
         """The state, to be saved. Empty where there is none, which is not the same as one that has seen 0 tokens."""
         return {} if self._state is None else self.llm.model.save_state(self._state)
+
+    def save(self, path: str | Path) -> None:
+        """Write it to a file, from which ``load`` goes on as if nothing had happened.
+
+        Raises UsageError where the file cannot be written, or holds anything but a plain session of this model: the
+        file of a chat holds a conversation too.
+        """
+        from llamagpu.memory import Memory  # files are above sessions
+
+        file = Memory(os.fspath(path))
+        if file.exists() and (not file.is_session(self.llm) or file.load(self.llm)[1]):
+            raise UsageError(f"{path} holds something other than a plain session of this model: name another file")
+        file.save(self)
+
+    @classmethod
+    def load(cls, llm: LLM, path: str | Path) -> Session:
+        """The session that a file holds. Raises ModelFormatError, or UsageError where there is none."""
+        from llamagpu.memory import Memory
+
+        file = Memory(os.fspath(path))
+        if not file.exists():
+            raise UsageError(f"no file {str(path)!r}: Session(llm) begins a new session")
+        return file.load(llm)[0]
 
     @property
     def begins(self) -> bool:

@@ -56,7 +56,7 @@ def test_why_there_is_no_gpu(driver: FakeDriver | None, reason: str, monkeypatch
     device = devices.choose_device("auto")
     assert device.name == "cpu"
     assert reason in device.why_not_gpu
-    with pytest.raises(DeviceError, match="--device cuda cannot be used: "):
+    with pytest.raises(DeviceError, match="device='cuda' cannot be used: "):
         devices.choose_device("cuda")
 
 

@@ -21,8 +21,8 @@ from llamagpu.commands import run
 from llamagpu.errors import UsageError
 from llamagpu.formats import open_checkpoint
 from llamagpu.llm import LLM
+from llamagpu.logprobs import log_softmax
 from llamagpu.memory import Memory
-from llamagpu.perplexity import log_softmax
 from llamagpu.quality_commands import compare, perplexity
 from llamagpu.quantization import Int8Matrix
 from llamagpu.sampling import DEFAULT_ORDER, TEMPERATURE_FIRST, SamplingParams
@@ -177,7 +177,7 @@ def test_only_the_cpu_is_faithful(simple_model: Path, small_model: Path, monkeyp
     device = llamagpu.load(simple_model, faithful=True).device
     assert (device.name, device.why_not_gpu) == ("cpu", "a faithful run is on the CPU")
     for name in ("cuda", "cuda:0", "cuda:7"):
-        with pytest.raises(UsageError, match=f"--device {name} cannot be used: a faithful run is on the CPU"):
+        with pytest.raises(UsageError, match=f"device='{name}' cannot be used: a faithful run is on the CPU"):
             llamagpu.load(simple_model, name, faithful=True)
     with pytest.raises(UsageError, match="device must be"):
         llamagpu.load(simple_model, "tpu", faithful=True)

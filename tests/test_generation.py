@@ -168,7 +168,7 @@ def test_a_model_without_tokenizer_gives_logits_but_no_text(small_model: Path) -
     (small_model.parent / "tokenizer.bin").unlink()
     llm = llamagpu.load(small_model)
     assert llm.logits([1, 2]).shape == (2, 300)
-    with pytest.raises(UsageError, match="--tokenizer"):
+    with pytest.raises(UsageError, match="give one with tokenizer=FILE"):
         llm.generate("a")
 
 

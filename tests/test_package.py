@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -26,13 +27,25 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_kernels_and_the_built_in_model(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("llamagpu/demo.bin", "llamagpu/kernels/README.md", "llamagpu/cli.py"):
+    for name in ("llamagpu/demo.bin", "llamagpu/py.typed", "llamagpu/kernels/README.md", "llamagpu/cli.py"):
         assert name in names
     sources = {path.name for path in (ROOT / "kernels").iterdir()}
     assert sources == {name.split("/")[-1] for name in names if name.startswith("llamagpu/kernels/")}
     assert not [name for name in names if name.startswith(("tests/", "scripts/"))]
     demo = zipfile.ZipFile(wheel).getinfo("llamagpu/demo.bin")
     assert demo.compress_size <= 3_000_000
+
+
+def test_the_source_distribution_holds_the_examples(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="it is built with hatchling: pip install hatchling")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)],
+        cwd=ROOT, check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names >= {f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py")}
+    assert "llamagpu/py.typed" in names
 
 
 def test_the_wheel_runs_from_another_folder(wheel: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from llamagpu.models.rwkv4 import RWKV4
 from llamagpu.models.rwkv5 import RWKV5
 from llamagpu.models.rwkv6 import RWKV6
 from llamagpu.models.rwkv7 import RWKV7
+from llamagpu.option_names import option
 
 # The others are Llamas.
 ARCHITECTURES: dict[str, Callable[[Checkpoint, Backend, Callable[[int], None]], Model]] = {
@@ -46,7 +47,8 @@ def load_model(
 def check_recurrent(config: ModelConfig, recurrent: bool) -> None:
     """Whether a model can be run by its recurrent part alone. Raises UsageError."""
     if recurrent and config.architecture != MICRO_RWKV:
-        raise UsageError(f"--recurrent runs the recurrent part of a {MICRO_RWKV}, and this is a {config.architecture}")
+        what = f"runs the recurrent part of a {MICRO_RWKV}, and this is a {config.architecture}"
+        raise UsageError(f"{option('recurrent')} {what}")
 
 
 def notes_of(config: ModelConfig, recurrent: bool) -> tuple[str, ...]:

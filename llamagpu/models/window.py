@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llamagpu.config import MICRO_RWKV, ModelConfig
 from llamagpu.errors import UsageError
+from llamagpu.option_names import option
 
 ORDINARY = ("llama", "mistral", "qwen2", "qwen3")
 DEFAULT_SINKS = 4  # what StreamingLLM found to be enough
@@ -22,18 +23,20 @@ def check_window(config: ModelConfig, window: int, sinks: int, kv_bits: int = 16
             raise UsageError(f"{name} must be a whole number from {smallest}, not {value}")
     if not keeps_every_token(config):
         what = "reads its text anew for each" if config.architecture == MICRO_RWKV else "has a memory of its own"
-        raise UsageError(f"--window is for models that keep every token: {config.architecture} {what}")
+        raise UsageError(f"{option('window')} is for models that keep every token: {config.architecture} {what}")
     if config.sliding_window:
         raise UsageError(
-            f"--window does not go with this model's own sliding windows of {config.sliding_window} tokens"
+            f"{option('window')} does not go with this model's own sliding windows of {config.sliding_window} tokens"
             " (some layers would forget twice): run it without"
         )
     if kv_bits != 16:
-        raise UsageError(f"--kv_bits {kv_bits} does not go with --window: its keys are turned anew at every token")
+        raise UsageError(
+            f"{option('kv_bits', kv_bits)} does not go with {option('window')}: its keys are turned anew at every token"
+        )
     if window + sinks > config.max_seq_len:
         raise UsageError(
             f"a window of {window} and {sinks} sinks are {window + sinks} positions, the model was trained for"
-            f" {config.max_seq_len}: give a smaller --window"
+            f" {config.max_seq_len}: give a smaller {option('window')}"
         )
 
 

@@ -29,7 +29,7 @@ from llamagpu.tokenizers.watched_call import seconds_for, watched
 from llamagpu.tokenizers.whole_text import longest_piece
 
 MODELS = ("BPE", "Unigram")
-REMEDY = "the file is damaged, or of a kind that llamagpu does not know: download it again, or give another --tokenizer"
+REMEDY = "the file is damaged, or of a kind that llamagpu does not know: download it again, or give another tokenizer"
 END = "<|endoftext|>"
 BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 SLOW = "makes a text take longer than any other tokenizer"

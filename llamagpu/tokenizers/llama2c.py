@@ -23,7 +23,7 @@ from llamagpu.tokenizers.base import Tokenizer
 UNKNOWN, BOS, EOS, FIRST_BYTE, FIRST_PIECE = 0, 1, 2, 3, 259
 MAX_VOCAB_SIZE = 1 << 18
 MAX_PIECE_BYTES = 1 << 16
-REMEDY = "the file is damaged or no tokenizer.bin: fetch it again, or give another --tokenizer"
+REMEDY = "the file is damaged or no tokenizer.bin: fetch it again, or give another tokenizer"
 
 
 class Llama2cTokenizer(Tokenizer):

@@ -19,7 +19,7 @@ from llamagpu.tokenizers.sentencepiece_proto import charsmaps
 
 MAX_GROWTH = 32  # of the longest text that the table of letters makes of one; Unicode's has 18
 SPACES = "  a   a "  # which some models take for one each, or none
-REMEDY = "the file is damaged or no tokenizer.model: fetch it again, or give another --tokenizer"
+REMEDY = "the file is damaged or no tokenizer.model: fetch it again, or give another tokenizer"
 
 
 class SentencePieceTokenizer(Tokenizer):

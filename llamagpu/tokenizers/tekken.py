@@ -17,7 +17,7 @@ from llamagpu.errors import ModelFormatError
 from llamagpu.tokenizers.base import Tokenizer
 from llamagpu.tokenizers.tiktoken import MAX_TOKEN_BYTES, cut, encoding_of
 
-REMEDY = "the file is damaged or no tekken.json: download it again, or give another --tokenizer"
+REMEDY = "the file is damaged or no tekken.json: download it again, or give another tokenizer"
 BOS, EOS = "<s>", "</s>"
 # Those of files that do not list them, by their ids.
 FIRST_CONTROLS = (

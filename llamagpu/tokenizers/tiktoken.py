@@ -19,7 +19,7 @@ from llamagpu.tokenizers.last_words import last_words
 
 MAX_RANKS = 1 << 19
 MAX_TOKEN_BYTES = 1 << 12
-REMEDY = "the file is damaged or no tokenizer.model: fetch it again, or give another --tokenizer"
+REMEDY = "the file is damaged or no tokenizer.model: fetch it again, or give another tokenizer"
 
 LLAMA3_PATTERN = "|".join(
     (

@@ -199,7 +199,7 @@ def test_what_does_not_go_with_it_is_refused(tmp_path: Path) -> None:
     for options, message in refused:
         with pytest.raises(UsageError, match=message):
             load(path, "cpu", **options)
-    with pytest.raises(UsageError, match=r"--recurrent runs the recurrent part of a micro_rwkv, and this is a llama"):
+    with pytest.raises(UsageError, match=r"recurrent runs the recurrent part of a micro_rwkv, and this is a llama"):
         load("demo", "cpu", recurrent=True)
 
 

@@ -118,5 +118,5 @@ def test_damaged_weights_are_told_in_one_line(tmp_path: Path, device: Device) ->
 
 @needs_emulator
 def test_heads_too_wide_for_the_kernels_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"2 heads of 132 elements .* --device cpu"):
+    with pytest.raises(UsageError, match=r"2 heads of 132 elements .* device='cpu'"):
         on_device(tmp_path, MicroShape(264, 1, 2, 4, 256, 1, 1, 2), EmulatedDevice())

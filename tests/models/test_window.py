@@ -171,14 +171,14 @@ def test_what_cannot_forget_is_refused(small_model: Path, device: Device) -> Non
     for name in ("mistral", "qwen2 with windows from layer 1"):
         with pytest.raises(UsageError, match="own sliding windows"):
             LLM(random_model(name, "float32"), "cpu", window=5)
-    with pytest.raises(UsageError, match="--kv_bits 8 does not go with --window"):
+    with pytest.raises(UsageError, match="kv_bits=8 does not go with window"):
         load(small_model, "cpu", kv_bits=8, window=5)
     with pytest.raises(UsageError, match="30 and 4 sinks are 34 positions, the model was trained for 32"):
         load(small_model, "cpu", window=30)
     for window, sinks in ((-1, 4), (5, -1), (1.5, 0)):
         with pytest.raises(UsageError, match="must be a whole number"):
             load(small_model, "cpu", window=window, sinks=sinks)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="--context does not go with --window"):
+    with pytest.raises(UsageError, match="context does not go with window"):
         load(small_model, "cpu", context=20, window=5)
     checkpoint = random_model("qwen2", "float32")
     with pytest.raises(UsageError, match="a memory of its own"):

@@ -170,7 +170,7 @@ def test_messages_that_are_none(tmp_path: Path) -> None:
     for messages in wrong:
         with pytest.raises(UsageError, match="message"):
             text.chat_ids(messages)
-    with pytest.raises(UsageError, match="--template model"):
+    with pytest.raises(UsageError, match="template='model'"):
         text.chat_ids([{"role": "tool", "content": "x"}], template="plain")
 
 

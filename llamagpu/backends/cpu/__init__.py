@@ -26,6 +26,7 @@ from llamagpu.backends.protocol import Forward
 from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
 from llamagpu.errors import OutOfMemoryError
+from llamagpu.option_names import option
 from llamagpu.quantization import AffineQuant, Deferred, Int8Matrix, RandomMatrix
 from llamagpu.sampling import SamplingParams
 
@@ -159,7 +160,7 @@ class CPUBackend(CPURecurrentOps):
         except MemoryError:
             gib = capacity * config.kv_bytes_per_token() / 2**30
             raise OutOfMemoryError(
-                f"a context of {capacity} tokens needs {gib:.2f} GiB of memory: give a smaller --context"
+                f"a context of {capacity} tokens needs {gib:.2f} GiB of memory: give a smaller {option('context')}"
             ) from None
 
     def window_cache(self, config: ModelConfig, window: int, sinks: int) -> CPUWindowCache:

@@ -40,6 +40,7 @@ from llamagpu.backends.protocol import DecodeState, Forward
 from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
 from llamagpu.errors import LlamaGPUError, UsageError
+from llamagpu.option_names import option
 from llamagpu.sampling import DAMAGED_LOGITS, SamplingParams
 
 AnyCache = CUDACache | CUDAWindowCache
@@ -92,7 +93,7 @@ class CUDABackend(CUDARecurrentOps):
         if config.head_dim > LARGEST_HEAD_DIM:
             raise UsageError(
                 f"heads of {config.head_dim} elements are too wide for the GPU kernels"
-                f" (at most {LARGEST_HEAD_DIM}): --device cpu runs this model"
+                f" (at most {LARGEST_HEAD_DIM}): {option('device', 'cpu')} runs this model"
             )
         dtype = np.int8 if kv_bits == 8 else self.type_of_keys(config)
         return CUDACache(self.device, config, capacity, dtype)
@@ -101,7 +102,7 @@ class CUDABackend(CUDARecurrentOps):
         if config.head_dim > launches.WIDEST_DECODE_HEAD:
             raise UsageError(
                 f"heads of {config.head_dim} elements are too wide for windows on a GPU"
-                f" (at most {launches.WIDEST_DECODE_HEAD}): --device cpu runs this model"
+                f" (at most {launches.WIDEST_DECODE_HEAD}): {option('device', 'cpu')} runs this model"
             )
         return CUDAWindowCache(self.device, config, Ring(window, sinks), self.type_of_keys(config))
 

@@ -18,6 +18,7 @@ from llamagpu.backends.cuda.launches import shape_of
 from llamagpu.backends.cuda.matrix import DeviceMatrix, padded, stored, tiled, upload
 from llamagpu.backends.recurrent import Activation, Segment
 from llamagpu.errors import UsageError
+from llamagpu.option_names import option
 
 FIELDS = 12  # int32 of a RowBlock of kernels/linear_group.cu
 UNIT = 16  # bytes, in which it counts weights
@@ -89,7 +90,8 @@ def upload_group(device: Device, segments: Sequence[Segment], source_widths: Seq
     for segment, matrix in zip(segments, host, strict=True):
         assert matrix.in_features == source_widths[segment.source], "a segment reads vectors of another width"
         if matrix.perm is not None:
-            raise UsageError("weights with act-order have no place in a recurrent model on a GPU: --device cpu runs it")
+            cpu = option("device", "cpu")
+            raise UsageError(f"weights with act-order have no place in a recurrent model on a GPU: {cpu} runs it")
     out_prefixes = [0, *accumulate(padded(matrix.out_features) for matrix in host)]
     bias = None
     if any(segment.bias is not None for segment in segments):

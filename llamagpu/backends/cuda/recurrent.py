@@ -25,6 +25,7 @@ from llamagpu.backends.recurrent import Activation, Segment
 from llamagpu.checkpoint import Tensor
 from llamagpu.config import ModelConfig
 from llamagpu.errors import UsageError
+from llamagpu.option_names import option
 from llamagpu.quantization import RandomMatrix
 
 FEW_COLUMNS = 8  # up to here one pass over the weights does; above, tensor cores
@@ -95,7 +96,7 @@ class CUDARecurrentOps:
         if config.architecture != "rwkv4" and config.head_dim > wkv_launches.WIDEST_WKV_HEAD:
             raise UsageError(
                 f"heads of {config.head_dim} elements are too wide for the GPU kernels"
-                f" (at most {wkv_launches.WIDEST_WKV_HEAD}): --device cpu runs this model"
+                f" (at most {wkv_launches.WIDEST_WKV_HEAD}): {option('device', 'cpu')} runs this model"
             )
         return CUDARecurrentState(self.device, config)
 

@@ -23,6 +23,7 @@ from llamagpu.backends.recurrent import Activation
 from llamagpu.backends.rows import Linear, TimeMix
 from llamagpu.checkpoint import Tensor
 from llamagpu.errors import UsageError
+from llamagpu.option_names import option
 
 if TYPE_CHECKING:
     from llamagpu.backends.cuda import CUDABackend
@@ -79,7 +80,7 @@ class CUDARows:
         if head_dim > wkv_launches.WIDEST_WKV_HEAD or shared > micro_rwkv_launches.MOST_SHARED_BYTES:
             raise UsageError(
                 f"{n_heads} heads of {head_dim} elements are too many or too wide for the GPU kernels:"
-                " --device cpu runs this model"
+                f" {option('device', 'cpu')} runs this model"
             )
 
     def linear_of(self, matrix: Tensor, bias: NDArray[Any] | None = None) -> Linear:
