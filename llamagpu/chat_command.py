@@ -12,14 +12,14 @@ from typing import Any
 
 from llamagpu.chat import Chat, template_of
 from llamagpu.chat_templates import NONE, choose_template, read_template_args
-from llamagpu.commands import about_faithful, say_sampling
+from llamagpu.commands import about_faithful, drawn_seed, say_sampling, token_limit
 from llamagpu.devices import peak_memory_bytes
 from llamagpu.errors import ContextFullError, LlamaGPUError, TemplateError, UsageError, printable
-from llamagpu.generation import MAX_TOKENS, Answer
+from llamagpu.generation import Answer
 from llamagpu.llm import DEMO, LLM, load
 from llamagpu.memory import Memory, length_of
 from llamagpu.models.window import window_and_sinks
-from llamagpu.sampling import SamplingParams, asked_for, check_whole
+from llamagpu.sampling import SamplingParams, asked_for
 from llamagpu.session import Session
 from llamagpu.terminal import ENDING, Interrupt, ProgressBar, count_tokens, human_bytes, say, write_text
 from llamagpu.text_files import decoded, read_text_file
@@ -39,8 +39,8 @@ def chat(
     template: str = "auto",
     template_args: str | None = None,
     document: str | None = None,
-    memory: str | None = None,
-    memory_format: str = "auto",
+    session: str | None = None,
+    session_format: str = "auto",
     tell_time: bool = False,
     max_tokens: int = 1024,
     temperature: float | None = None,
@@ -70,17 +70,17 @@ def chat(
         template: auto, model (its own), llama2 or plain: how the conversation is written for the model.
         template_args: A JSON object of what the model's template may ask for, such as {"enable_thinking": false}.
         document: Let the model read this file first.
-        memory: Go on from this file where it exists, and save in it after every turn and at the end.
-        memory_format: auto (what FILE is, and llamagpu if it is new), llamagpu, or llama2rnn: that program's files.
+        session: Go on from this file where it exists, and save in it after every turn and at the end.
+        session_format: auto (what FILE is, and llamagpu if it is new), llamagpu, or llama2rnn: that program's files.
         tell_time: Put the time of each turn into what the model reads.
-        max_tokens: Stop an answer after this many tokens.
+        max_tokens: Stop an answer after this many tokens. -1: no limit but the context.
         temperature: 0 always takes the most likely token; higher is more varied. Default: 0.8, of micro_rwkv 1.
         top_k: Choose among the k most likely tokens. 0: among all. Default: 40, of micro_rwkv 0.
         top_p: Choose among the most likely tokens that together have this probability. Default: 0.95, of micro_rwkv 1.
         min_p: Leave out tokens less likely than this fraction of the most likely one. Default: 0.05, of micro_rwkv 0.
         repetition_penalty: Above 1 discourages tokens that are in the context already, below 1 encourages them.
         sampler_order: In what order these choose. Default: top_k,top_p,min_p,temperature, as in llama.cpp.
-        seed: The same seed gives the same answers. By default a new one is drawn, and shown.
+        seed: The same seed gives the same answers. By default, and with -1, a new one is drawn, and shown.
         stop: End an answer before this text. May be given several times.
         ignore_eos: Let an answer go on past the tokens that end it, until --max_tokens or --stop.
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
@@ -92,12 +92,12 @@ def chat(
         recurrent: Of a micro_rwkv run the recurrent part alone: fast, and an approximation that is not the model.
         faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
     """
+    seed, max_tokens = drawn_seed(seed), token_limit(max_tokens)
     asked = asked_for(
         temperature, top_k, top_p, min_p, repetition_penalty, seed, sampler_order
     )  # refuses before any work
-    check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
     values = read_template_args(template_args)
-    memory_file = Memory.held(memory, memory_format) if memory is not None else None
+    memory_file = Memory.held(session, session_format) if session is not None else None
     text = read_text_file(document, f"--document {document}") if document is not None else None
     bars: dict[str, ProgressBar] = {}
 
@@ -164,7 +164,7 @@ class Room:
         wanted = known if name == "auto" and known is not None else name
         template, why = choose_template(wanted, self.llm, self.template_args)
         if name == "auto" and known is not None:
-            why = "as in the memory"
+            why = "as in the session"
         seed = session.seed if self.params.seed is None else self.params.seed  # 0 is a seed like any other
         params = replace(self.params, seed=seed).with_seed()
         chat = Chat(session, template, self.system, params, self.max_tokens, self.stop, self.ignore_eos)
@@ -351,7 +351,7 @@ class Room:
             return False
 
     def is_own(self, file: str) -> bool:
-        """Whether it is the file of --memory, which this process holds."""
+        """Whether it is the file of --session, which this process holds."""
         return self.memory is not None and Path(file).resolve() == self.memory.path.resolve()
 
     def load(self, argument: str) -> None:
@@ -361,7 +361,10 @@ class Room:
 
     def reset(self, argument: str) -> None:
         self.chat.reset()
-        say("everything is forgotten, documents too" + (", the memory from the next turn on" if self.memory else ""))
+        say(
+            "everything is forgotten, documents too"
+            + (", the session file from the next turn on" if self.memory else "")
+        )
 
     def help(self, argument: str) -> None:
         print(HELP, file=sys.stderr)

@@ -72,7 +72,7 @@ class Terminal:
 def test_a_chat_at_a_terminal(tmp_path: Path) -> None:
     """Two turns, Ctrl-C during an answer, /save, /quit, and going on from the memory."""
     memory, saved = tmp_path / "a.memory", tmp_path / "b.memory"
-    options = ("demo", *GREEDY, "--template", "plain", "--max_tokens", "30", "--memory", memory)
+    options = ("demo", *GREEDY, "--template", "plain", "--max_tokens", "30", "--session", memory)
     terminal = Terminal(*options)
     start = terminal.wait_for(PROMPT)
     assert "template plain: as asked for" in start
@@ -100,7 +100,7 @@ def test_a_chat_at_a_terminal(tmp_path: Path) -> None:
     assert Memory(str(saved)).load(llm)[0].tokens == first
     assert "half a li" not in llm.tokenizer.decode(first)
 
-    terminal = Terminal(*options[:-4], "--max_tokens", "400", "--memory", memory)
+    terminal = Terminal(*options[:-4], "--max_tokens", "400", "--session", memory)
     start = terminal.wait_for(PROMPT)
     assert f"went on from {memory}: {len(first)} tokens, 2 turns" in start
     terminal.type("Go on.\n")
@@ -126,14 +126,14 @@ def test_through_a_pipe_stdout_has_the_answers_alone(tmp_path: Path) -> None:
     assert "User:" not in whole.stdout.decode() + notices
     lines = b""
     for text in ("Tell me of a fox.", "And then?", "End."):
-        part = command(*arguments, "--memory", memory, stdin=text.encode())
+        part = command(*arguments, "--session", memory, stdin=text.encode())
         assert part.returncode == 0
         lines += part.stdout
     assert lines == whole.stdout
     assert len(lines) > 60
-    told = command("run", "demo", "a", "--memory", memory, "--device", "cpu")
+    told = command("run", "demo", "a", "--session", memory, "--device", "cpu")
     assert told.returncode == 2
-    assert b"is the memory of a chat" in told.stderr
+    assert b"is the session of a chat" in told.stderr
 
 
 def test_system_time_document_save_load_reset(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_hostile_template_is_one_line_and_exit_1(tmp_path: Path) -> None:
         (["--template", "model"], "brings no chat template"),
         (["--max_tokens", "0"], "max_tokens must be"),
         (["--document", "/no/such"], "/no/such: No such file"),
-        (["--memory", "/no/such/file"], "is no folder that may be written"),
+        (["--session", "/no/such/file"], "is no folder that may be written"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], problem: str, small_model: Path) -> None:
@@ -203,11 +203,11 @@ def test_mistakes_are_one_line(arguments: list[str], problem: str, small_model: 
 
 def test_a_damaged_memory_is_refused_and_left(small_model: Path, tmp_path: Path) -> None:
     memory = tmp_path / "a.memory"
-    assert command("chat", small_model, *GREEDY, "--max_tokens", "4", "--memory", memory, stdin=b"a\n").returncode == 0
+    assert command("chat", small_model, *GREEDY, "--max_tokens", "4", "--session", memory, stdin=b"a\n").returncode == 0
     data = bytearray(memory.read_bytes())
     data[-3] ^= 4
     memory.write_bytes(data)
-    result = command("chat", small_model, *GREEDY, "--memory", memory, stdin=b"a\n")
+    result = command("chat", small_model, *GREEDY, "--session", memory, stdin=b"a\n")
     assert result.returncode == 1
     assert "checksum: does not fit the contents" in result.stderr.decode()
     assert memory.read_bytes() == data

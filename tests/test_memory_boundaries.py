@@ -115,7 +115,7 @@ def test_chat_goes_on_from_a_boundary(model: Model, tmp_path: Path) -> None:
 def test_the_commands_go_on_from_a_boundary(pos: int | None, model: Model, tmp_path: Path) -> None:
     llm, path, ids = model.on("cpu", "chunk"), tmp_path / "memory", first(model, 2 * M)
     theirs(model, path, ids, pos)
-    kept = ("--memory", path, "--memory_format", "llama2rnn")
+    kept = ("--session", path, "--session_format", "llama2rnn")
     result = command("run", model.path, SAID, *OPTIONS, *kept)
     assert result.returncode == 0, result.stderr
     assert f"went on from {path}: a text of another program\n" in result.stderr.decode()

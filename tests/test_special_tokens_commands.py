@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 import llamagpu
-from llamagpu import commands
+from llamagpu import commands, inspect_commands
 from llamagpu.chat import Chat
 from llamagpu.chat_command import chat
 from llamagpu.chat_templates import choose_template
@@ -66,17 +67,17 @@ def test_tokenize_messages(model: Path, tmp_path: Path, capsys: pytest.CaptureFi
     file = tmp_path / "said.json"
     file.write_text(json.dumps(SAID))
     expected = open_text(model).chat_ids(SAID, {"style": "x"}, notice=lambda line: None)
-    commands.tokenize(str(model), messages=str(file), template_args='{"style": "x"}')
+    inspect_commands.tokenize(str(model), messages=str(file), template_args='{"style": "x"}')
     out, err = capsys.readouterr()
     assert out.split() == [str(token) for token in expected]
     assert err.count("\n") == 1
     assert "system prompt" in err
-    commands.tokenize(str(model), messages=str(file), template="plain")
+    inspect_commands.tokenize(str(model), messages=str(file), template="plain")
     assert capsys.readouterr().out.split()[0] != "500", "a plain text begins with no start token here"
-    commands.tokenize(str(model), "the<|eot_id|>", special=True)
+    inspect_commands.tokenize(str(model), "the<|eot_id|>", special=True)
     assert capsys.readouterr().out.split()[-1] == "502"
     (model / "model.safetensors").unlink()
-    commands.tokenize(str(model), messages=str(file), template_args='{"style": "x"}')
+    inspect_commands.tokenize(str(model), messages=str(file), template_args='{"style": "x"}')
     assert capsys.readouterr().out.split() == [str(token) for token in expected], "without weights, too"
 
 
@@ -93,14 +94,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_commands(case: str, model: Path, tmp_path: Path) -> None:
+def test_wrong_commands(case: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     flags, message = WRONG[case]
     files = {"FILE": tmp_path / "a.json", "GOOD": tmp_path / "b.json"}
     files["FILE"].write_text("[")
     files["GOOD"].write_text(json.dumps(SAID))
     given: dict[str, Any] = {name: str(files.get(value, value)) for name, value in flags.items()}
     with pytest.raises(UsageError, match=message):
-        commands.tokenize(str(model), **given)
+        inspect_commands.tokenize(str(model), **given)
 
 
 def test_run_special(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
