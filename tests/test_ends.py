@@ -79,7 +79,7 @@ def test_a_memory_goes_on_past_the_end(path: Path, tmp_path: Path, capsys: pytes
     options: dict[str, Any] = {"device": "cpu", "temperature": 0, "memory": str(tmp_path / "m")}
     run(str(path), ":", max_tokens=3, ignore_eos=True, **options)
     assert capsys.readouterr().out == " the on"
-    run(str(path), max_tokens=2, **options)
+    run(str(path), "", max_tokens=2, **options)
     assert capsys.readouterr().out == " on on"
 
 

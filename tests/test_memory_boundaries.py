@@ -10,7 +10,7 @@ import pytest
 
 import llamagpu
 from llamagpu.chat import Chat
-from llamagpu.chat_command import Room
+from llamagpu.chat_room import Room
 from llamagpu.chat_templates import Llama2, choose_template
 from llamagpu.formats import session_file
 from llamagpu.formats.fingerprint import fingerprint

@@ -21,7 +21,7 @@ import pytest
 import llamagpu
 from llamagpu import memory as memory_module
 from llamagpu.chat import Chat
-from llamagpu.chat_command import Room
+from llamagpu.chat_room import Room
 from llamagpu.chat_templates import Plain
 from llamagpu.cli import run_command
 from llamagpu.commands import run
@@ -196,14 +196,13 @@ def test_save_replaces_nothing_unasked_through_a_pipe(small_model: Path, tmp_pat
     Memory(str(other)).save(new_session(llamagpu.load("demo", device="cpu"), [1, 5]))
     diary.write_text("mine")
     foreign = other.read_bytes()
-    lines = f"a\n/save {diary}\n/save {other}\n/save {new}\n/save {new}\n"
-    status, text = here("chat", small_model, *CHAT, stdin=lines)
+    refusal = "is there and is not a session of this model: it is left as it is, and /save! FILE would replace it"
+    for file in (diary, other):
+        status, text = here("chat", small_model, *CHAT, stdin=f"a\n/save {file}\n")
+        assert (status, text.splitlines()[-1]) == (2, f"llamagpu: error: {file} {refusal}")
+    status, text = here("chat", small_model, *CHAT, stdin=f"a\n/save {new}\n/save {new}\n")
     notices = text.splitlines()
     assert status == 0
-    refusal = "is there and is not a session of this model: it is left as it is, and /save! FILE would replace it"
-    assert [line for line in notices if "error" in line] == [
-        f"llamagpu: error: {path} {refusal}" for path in (diary, other)
-    ]
     assert sum(f"saved {new}: " in line for line in notices) == 2  # its own it replaces
     assert (diary.read_text(), other.read_bytes()) == ("mine", foreign)
     assert Memory(str(new)).is_session(llamagpu.load(small_model, device="cpu"))
@@ -256,8 +255,9 @@ def test_one_process_at_a_time(small_model: Path, llm: LLM, tmp_path: Path, here
             status, text = here(name, small_model, *CHAT, "--session", file)
             in_use = f"{file} is in use by process {os.getpid()}: end that one first, or name another file"
             assert (status, text) == (2, f"llamagpu: error: {in_use}\n")
-    status, text = here("chat", small_model, *CHAT, stdin=f"a\n/save {path}\n/save! {path}\n")
-    assert (status, text.count(f"error: {path} is in use by process {os.getpid()}")) == (0, 2)
+    for command in ("/save", "/save!"):
+        status, text = here("chat", small_model, *CHAT, stdin=f"a\n{command} {path}\n")
+        assert (status, text.count(f"error: {path} is in use by process {os.getpid()}")) == (2, 1)
     assert path.read_bytes() == before
     held.release()
     assert here("run", small_model, "a", *CHAT, "--session", path)[0] == 0
