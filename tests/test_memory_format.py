@@ -102,7 +102,7 @@ def test_ours_and_what_is_new(path: Path, llm: LLM, small_model: Path, tmp_path:
     memory.path.write_bytes(data[:-1])  # damaged, and still ours: the error is of what it is
     with pytest.raises(ModelFormatError) as caught:
         Memory(str(memory.path)).load(llm)
-    assert "memory_format" not in str(caught.value)
+    assert "session_format" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["longer", "other numbers", "text", "empty"])
