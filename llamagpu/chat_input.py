@@ -103,7 +103,7 @@ class Input:
         except ImportError:
             return
         self.readline = readline
-        if "libedit" not in (readline.__doc__ or ""):
+        if "libedit" not in (readline.__doc__ or "") and os.environ.get("TERM", "dumb") != "dumb":
             readline.parse_and_bind("set enable-bracketed-paste on")
         readline.clear_history()
         if self.file is not None:
