@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from llamagpu.errors import (
         ContextFullError,
         DeviceError,
+        HubError,
         LlamaGPUError,
         ModelFormatError,
+        OutOfMemoryError,
         TemplateError,
         UsageError,
     )
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from llamagpu.load_options import LoadOptions
     from llamagpu.sampling import SamplingParams
     from llamagpu.session import Session
+    from llamagpu.watched_file import ModelChangedError
 
 turn_off_usage_reports()  # before any library is imported that might read the settings
 
@@ -40,9 +43,12 @@ __all__ = [
     "Chat",
     "ContextFullError",
     "DeviceError",
+    "HubError",
     "LlamaGPUError",
     "LoadOptions",
+    "ModelChangedError",
     "ModelFormatError",
+    "OutOfMemoryError",
     "SamplingParams",
     "Session",
     "TemplateError",
@@ -60,7 +66,10 @@ _HOME = {
     "Answer": "generation",
     "ContextFullError": "errors",
     "DeviceError": "errors",
+    "HubError": "errors",
     "LlamaGPUError": "errors",
+    "ModelChangedError": "watched_file",
+    "OutOfMemoryError": "errors",
     "ModelFormatError": "errors",
     "TemplateError": "errors",
     "UsageError": "errors",

@@ -181,6 +181,8 @@ def check_output(name: str, file: str | None) -> None:
         raise UsageError(f"--{name} {file} is there and is no regular file: name another")
     if not path.resolve().parent.is_dir() or not os.access(path.resolve().parent, os.W_OK):
         raise UsageError(f"--{name} {file}: there is no folder {path.resolve().parent} that can be written")
+    if name == "plot" and path.suffix.lower() != ".svg":
+        raise UsageError(f"--plot {file}: the picture is SVG, so the name must end in .svg")
 
 
 def check_source(model: str | None, shape: str | None, of_shape: dict[str, int | None]) -> None:

@@ -63,6 +63,8 @@ class Chat:
         if self.system is not None:
             self.messages.append({"role": "system", "content": self.system})
         self.n_front = len(self.session.tokens)
+        self._marks: list[tuple[int, list[Message], str, str, str]] = []  # where each turn began, for undo
+        self._read_again = False  # whether the last turn changed what was read before it
         # what was last rendered, what was said after it, and by which control token that ended
         self._rendered = self._said = self._ended = ""
 
@@ -95,13 +97,40 @@ class Chat:
         conversation does not fit the context or the template refuses it.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
+        mark = (len(self.session.tokens), self.messages, self._rendered, self._said, self._ended)
         self._read(messages, notice)
+        self._marks = [] if self._read_again else [*self._marks, mark]
         self.messages = messages
         self.answer = Answer(
             self.session, self.max_tokens, self.params, self.stop, on_prompt_tokens,
             end_ids=self.end_ids, ends=self.ends,
         )  # fmt: skip
         return self._stream(self.answer, len(self.session.tokens))
+
+    def undo(self) -> str | None:
+        """Take back the last turn and its answer; what was said in it. None, and nothing is done, before the first.
+
+        Raises UsageError for a session that cannot go back to it.
+        """
+        said = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if not said:
+            return None
+        text, messages = str(self.messages[said[-1]]["content"]), self.messages[: said[-1]]
+        # of a turn from a file nobody knows where it began: the conversation is read again with the next one
+        known = self._marks[-1] if self._marks else (self.n_front, messages, "", "", "")
+        self.session.replace(self.session.tokens[: known[0]])
+        _, self.messages, self._rendered, self._said, self._ended = known
+        self._marks, self.answer = self._marks[:-1], None
+        return text
+
+    def set_system(self, text: str) -> None:
+        """Another system prompt, from the next turn on: the conversation is read again with it. Raises UsageError for a
+        session that cannot go back."""
+        self.session.replace(self.session.tokens[: self.n_front])
+        others = [message for message in self.messages if message["role"] != "system"]
+        self.system, self.messages = text, [{"role": "system", "content": text}, *others]
+        self._rendered = self._said = self._ended = ""
+        self._marks = []
 
     def _stream(self, answer: Answer, start: int) -> Generator[str]:
         begun = False
@@ -133,6 +162,7 @@ class Chat:
     def _read(self, messages: Sequence[Message], notice: Callable[[str], None]) -> None:
         """Give the session the tokens that it does not have yet."""
         session, tokenizer = self.session, self.session.llm.tokenizer
+        self._read_again = False
         rendered = render(self.template, messages, tokenizer, self.guard, lambda line: self._tell(line, notice))
         if self._rendered:
             more = rest_of(rendered, self._rendered, self._said, self._ended)
@@ -152,7 +182,7 @@ class Chat:
         if not self._rendered:
             session.add(ids)
         else:
-            n_before = session.length
+            n_before, self._read_again = session.length, True
             n_kept = self._replace(ids)
             notice(
                 f"the template rewrites what was said: {n_kept} of {n_before} tokens are kept, the others read again"

@@ -8,27 +8,37 @@ tracebacks. So every argument is matched with the command's signature here, firs
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import fire.decorators
-import fire.docstrings
 
 from llamagpu.errors import UsageError
 
 Command = Callable[..., None]
 
+# One letter, as in llama.cpp
+SHORT = {
+    "m": "model", "p": "prompt", "n": "max_tokens", "c": "context", "s": "seed", "t": "threads", "f": "prompt_file",
+}  # fmt: skip
+SHORT_FLAGS = {f"-{letter}" for letter in SHORT}
+# Other names of flags: those of llama.cpp, and those that flags had in former versions
+ALIASES = {
+    "temp": "temperature", "n_predict": "max_tokens", "ctx_size": "context", "repeat_penalty": "repetition_penalty",
+    "file": "prompt_file", "memory": "session", "memory_format": "session_format",
+}  # fmt: skip
+NO_THREADS = "the number of threads is not a flag yet: OPENBLAS_NUM_THREADS=N in the environment bounds it"
+
 
 def with_converters(command: Command) -> Command:
     """Tell fire to convert each parameter of ``command`` by its annotation, and nothing by guessing."""
+    from llamagpu.late_fire import fire_module
+
     converters = {name: converter(name, annotation) for name, annotation in hints(command).items()}
-    decorated: Command = fire.decorators.SetParseFns(**converters)(command)
+    decorated: Command = fire_module("fire.decorators").SetParseFns(**converters)(command)
     return decorated
 
 
@@ -66,37 +76,20 @@ def converter(name: str, annotation: Any) -> Callable[[str], Any]:
 def normalize(command: Command, arguments: Sequence[str]) -> list[str]:
     """Match ``arguments`` with the signature of ``command``; the same as ``--name=text`` each. Raises UsageError.
 
-    Flags are ``--name value``, ``--name=value`` or, for switches, ``--name``; - and _ are the same in names. All after
-    a lone ``--`` is positional, so that a prompt may begin with a dash.
+    Flags are ``--name value``, ``--name=value`` or, for switches, ``--name`` and ``--no-name``; - and _ are the same in
+    names. All after a lone ``--`` is positional, so that a prompt may begin with a dash. What is positional goes to the
+    parameters that no flag has named.
     """
-    parameters = inspect.signature(command).parameters
-    types_of = hints(command)
+    parameters, types_of = inspect.signature(command).parameters, hints(command)
+    given, texts = flags_and_texts(types_of, list(arguments))
     positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    given: dict[str, list[str]] = {}
-    words = list(arguments)
-    n_positional = 0
-    only_positional = False
-    while words:
-        word = words.pop(0)
-        if word == "--" and not only_positional:
-            only_positional = True
-        elif not only_positional and re.match(r"--?[A-Za-z]", word):
-            name, equals, value = word.lstrip("-").partition("=")
-            name = name.replace("-", "_")
-            if name not in parameters or not word.startswith("--"):
-                raise unknown_flag(word, list(parameters))
-            if not equals and types_of[name] is bool:
-                value = "true"
-            elif not equals:
-                if not words or re.match(r"--[A-Za-z]", words[0]):
-                    raise UsageError(f"--{name} needs a value (one that begins with -- is given as --{name}=...)")
-                value = words.pop(0)
-            given.setdefault(name, []).append(value)
-        else:
-            if n_positional == len(positional):
-                raise UsageError(f"one argument too many: {word!r} (put quotes around a text of several words)")
-            given.setdefault(positional[n_positional], []).append(word)
-            n_positional += 1
+    free = [name for name in positional if name not in given]
+    if len(texts) > len(free):
+        for name in positional[: len(texts)]:
+            if name in given:
+                raise UsageError(f"{name} is given {len(given[name]) + 1} times")
+        raise UsageError(f"one argument too many: {texts[len(free)]!r} (put quotes around a text of several words)")
+    given |= {name: [text] for name, text in zip(free, texts, strict=False)}
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in given:
             raise UsageError(f"{name.upper()} is missing")
@@ -110,31 +103,53 @@ def normalize(command: Command, arguments: Sequence[str]) -> list[str]:
     return normalized
 
 
-def unknown_flag(word: str, names: list[str]) -> UsageError:
-    flag = word.partition("=")[0]
-    close = difflib.get_close_matches(flag.lstrip("-").replace("-", "_"), names, n=1)
+def flags_and_texts(types_of: Mapping[str, Any], words: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The values of each flag, and what is positional. types_of: the type of each parameter. Raises UsageError."""
+    given: dict[str, list[str]] = {}
+    texts: list[str] = []
+    while words:
+        word = words.pop(0)
+        if word == "--":
+            return given, texts + words
+        if not re.match(r"--?[A-Za-z]", word):
+            texts.append(word)
+            continue
+        name, value = flag_of(word, types_of)
+        if value is None:
+            if not words or re.match(r"--[A-Za-z]", words[0]) or words[0] in SHORT_FLAGS:
+                raise UsageError(f"--{name} needs a value (one that begins with a dash is given as --{name}=...)")
+            value = words.pop(0)
+        given.setdefault(name, []).append(value)
+    return given, texts
+
+
+def flag_of(word: str, types_of: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The parameter that a flag names, and its value where it has one with it. Raises UsageError."""
+    written, equals, value = word.partition("=")
+    name = written.lstrip("-").replace("-", "_")
+    if not written.startswith("--"):
+        name = SHORT.get(name, "")
+    if name not in types_of:
+        name = ALIASES.get(name, name)
+    if name in types_of:
+        if not equals and types_of[name] is bool:
+            value = "true"
+        return name, value if equals or types_of[name] is bool else None
+    positive = name.removeprefix("no_")
+    if name.startswith("no_") and types_of.get(positive) is bool:
+        if equals:
+            raise UsageError(f"{written} takes no value")
+        return positive, "false"
+    if name == "threads":
+        raise UsageError(f"{written}: {NO_THREADS}")
+    raise unknown_flag(written, list(types_of))
+
+
+def unknown_flag(flag: str, names: list[str]) -> UsageError:
+    import difflib
+
+    known = [*names, *(alias for alias, name in ALIASES.items() if name in names and not alias.startswith("memory"))]
+    wanted = flag.lstrip("-").replace("-", "_")
+    close = difflib.get_close_matches(wanted, known, n=1) if flag.startswith("--") else []
     hint = f"did you mean --{close[0]}?" if close else "see --help; a text that begins with a dash goes after --"
     return UsageError(f"there is no flag {flag}: {hint}")
-
-
-def help_text(name: str, command: Command) -> str:
-    """The help of one command, from its signature and docstring. (fire's own offers short flags that we refuse.)"""
-    parsed = fire.docstrings.parse(command.__doc__)
-    described = {argument.name: argument.description for argument in parsed.args or []}
-    types_of = hints(command)
-    usage, arguments, flags = [f"llamagpu {name}"], [], []
-    for parameter in inspect.signature(command).parameters.values():
-        default = parameter.default
-        required = default is parameter.empty
-        kind = {list[str]: "TEXT", str: "TEXT", int: "N", float: "X", bool: ""}[types_of[parameter.name]]
-        shown = f" Default: {default}." if not required and default not in (None, False) else ""
-        row = f"{described.get(parameter.name, '')}{shown}"
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            flags.append(f"  {f'--{parameter.name} {kind}'.rstrip():<27}{row}")
-        else:
-            usage.append(parameter.name.upper() if required else f"[{parameter.name.upper()}]")
-            arguments.append(f"  {parameter.name.upper():<27}{row}")
-    usage += ["[flags]"] if flags else []
-    about = " ".join(part for part in (parsed.summary, parsed.description) if part)
-    blocks = [" ".join(usage), about, "\n".join(arguments), "\n".join(flags)]
-    return "\n\n".join(block for block in blocks if block)

@@ -1,29 +1,17 @@
-"""What each command does. Results go to stdout; everything about them goes to stderr."""
+"""``llamagpu run``: a text that goes on. It goes to stdout; everything about it goes to stderr."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import signal
 import sys
 from contextlib import suppress
 from dataclasses import asdict, replace
 
-import numpy as np
-
-from llamagpu import __version__
-from llamagpu.backends.cuda.kernels import kernel_folder
-from llamagpu.chat_templates import read_template_args
-from llamagpu.chat_text import read_messages
-from llamagpu.devices import choose_device, cpu_description, peak_memory_bytes, why_no_gpu
-from llamagpu.errors import LlamaGPUError, UsageError, printable
-from llamagpu.formats import open_checkpoint
+from llamagpu.devices import peak_memory_bytes
+from llamagpu.errors import UsageError, printable
 from llamagpu.generation import MAX_TOKENS, Answer
-from llamagpu.gpu_driver import count_gpus
-from llamagpu.llm import DEMO, LLM, find_tokenizer, load, model_path
+from llamagpu.llm import DEMO, LLM, load
 from llamagpu.memory import Memory
-from llamagpu.model_info import rows_of
-from llamagpu.model_text import open_text
 from llamagpu.models.window import window_and_sinks
 from llamagpu.run_json import check_json, json_of
 from llamagpu.sampling import SamplingParams, asked_for, check_whole
@@ -38,7 +26,7 @@ from llamagpu.terminal import (
     visible,
     write_text,
 )
-from llamagpu.text_files import read_text_file
+from llamagpu.text_files import STANDARD_INPUT, piped_text, read_text_file, without_newline
 
 DEMO_PROMPT = "Once upon a time"
 
@@ -68,8 +56,8 @@ def run(
     special: bool = False,
     echo: bool = False,
     faithful: bool = False,
-    memory: str | None = None,
-    memory_format: str = "auto",
+    session: str | None = None,
+    session_format: str = "auto",
     recurrent: bool = False,
     json: bool = False,
     logprobs: int | None = None,
@@ -78,19 +66,19 @@ def run(
 
     Args:
         model: A model file or folder, or demo, the built-in model.
-        prompt: The text to continue. Empty: the model begins by itself.
+        prompt: The text to continue. - is standard input, and so is no PROMPT where stdin is not a terminal.
         device: auto, cuda, cuda:N or cpu. auto says which it takes, and why.
-        max_tokens: Stop after this many new tokens.
+        max_tokens: Stop after this many new tokens. -1: no limit but the context.
         temperature: 0 always takes the most likely token; higher is more varied. Default: 0.8, of micro_rwkv 1.
         top_k: Choose among the k most likely tokens. 0: among all. Default: 40, of micro_rwkv 0.
         top_p: Choose among the most likely tokens that together have this probability. Default: 0.95, of micro_rwkv 1.
         min_p: Leave out tokens less likely than this fraction of the most likely one. Default: 0.05, of micro_rwkv 0.
         repetition_penalty: Above 1 discourages tokens that are in the context already, below 1 encourages them.
         sampler_order: In what order these choose. Default: top_k,top_p,min_p,temperature, as in llama.cpp.
-        seed: The same seed gives the same text. By default a new one is drawn, and shown.
+        seed: The same seed gives the same text. By default, and with -1, a new one is drawn, and shown.
         stop: Stop before this text. May be given several times.
         ignore_eos: Go on past the tokens that end a text, until --max_tokens or --stop.
-        prompt_file: Read the prompt from this file; - is standard input.
+        prompt_file: Read the prompt from this file, without a newline at its end; - is standard input.
         tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
         context: Number of positions to keep. By default what the model was trained for.
         kv_bits: 8 keeps keys and values in half the memory, with a little loss; 16 as they are.
@@ -100,20 +88,20 @@ def run(
         special: Read control tokens that are written in the prompt. Otherwise they are text as any other.
         echo: Print the prompt on stdout too. (A terminal shows it in any case.)
         faithful: Do as the program that the file comes from, where that differs: for comparison, on the CPU.
-        memory: Go on from this file where it exists, and save in it at the end.
-        memory_format: auto (what FILE is, and llamagpu if it is new), llamagpu, or llama2rnn: that program's files.
+        session: Go on from this file where it exists, and save in it at the end.
+        session_format: auto (what FILE is, and llamagpu if it is new), llamagpu, or llama2rnn: that program's files.
         recurrent: Of a micro_rwkv run the recurrent part alone: fast, and an approximation that is not the model.
         json: Write one JSON object at the end, with the text, the tokens, why it ended, times and the seed.
         logprobs: With --json, the log-probability of each token, and of this many of the most likely ones.
     """
     check_json(json, logprobs, echo)
+    seed, max_tokens = drawn_seed(seed), token_limit(max_tokens)
     asked = asked_for(
         temperature, top_k, top_p, min_p, repetition_penalty, seed, sampler_order
     )  # refuses before any work
-    check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
-    kept = Memory.held(memory, memory_format) if memory is not None else None
+    kept = Memory.held(session, session_format) if session is not None else None
     goes_on = kept is not None and kept.exists()
-    text = "" if goes_on and prompt is None and prompt_file is None else read_prompt(model, prompt, prompt_file)
+    text = read_prompt(DEMO_PROMPT if model == DEMO and not goes_on else "", prompt, prompt_file)
     bars: dict[str, ProgressBar] = {}
 
     def on_work(title: str, n: int, total: int) -> None:
@@ -142,11 +130,11 @@ def run(
         options |= {"on_prompt_tokens": on_prompt_tokens, "ignore_eos": ignore_eos, "special": special}
         generation = llm.generate(text, max_tokens, stop=stop or [], logprobs=logprobs, **options)
     else:
-        session = kept.go_on(llm, text, special)
-        sampling = replace(sampling, seed=session.seed if seed is None else seed)
-        at_start = session.begins or (not goes_on and not text)
+        begun = kept.go_on(llm, text, special)
+        sampling = replace(sampling, seed=begun.seed if seed is None else seed)
+        at_start = begun.begins or (not goes_on and not text)
         generation = Answer(
-            session, max_tokens, sampling, stop or [], on_prompt_tokens, at_start,
+            begun, max_tokens, sampling, stop or [], on_prompt_tokens, at_start,
             ends=llm.ends(ignore_eos), logprobs=logprobs,
         )  # fmt: skip
     progress.total = len(generation.prompt_tokens)
@@ -215,13 +203,31 @@ def say_sampling(llm: LLM, params: SamplingParams) -> None:
         say(f"the repetition penalty does nothing: it has no effect in {llm.quirks.system}, by a mistake there")
 
 
-def read_prompt(model: str, prompt: str | None, prompt_file: str | None) -> str:
-    """The prompt from wherever it was given. Raises UsageError."""
+def read_prompt(default: str, prompt: str | None, prompt_file: str | None) -> str:
+    """The prompt from wherever it was given; ``default`` where it was not. Raises UsageError."""
     if prompt is not None and prompt_file is not None:
         raise UsageError("give a prompt or --prompt_file, not both")
-    if prompt_file is None:
-        return prompt if prompt is not None else DEMO_PROMPT if model == DEMO else ""
-    return read_text_file(prompt_file, f"--prompt_file {prompt_file}")
+    if prompt_file is not None:
+        return without_newline(read_text_file(prompt_file, f"--prompt_file {prompt_file}"))
+    return text_of(prompt) if prompt is not None else piped_text() or default
+
+
+def text_of(argument: str) -> str:
+    """A text of the command line: itself, or standard input for "-". Raises UsageError."""
+    return without_newline(read_text_file("-", STANDARD_INPUT)) if argument == "-" else argument
+
+
+def token_limit(max_tokens: int) -> int:
+    """--max_tokens as a number: -1 is none that is ever reached. Raises UsageError."""
+    if max_tokens == -1:
+        return MAX_TOKENS
+    check_whole("max_tokens", max_tokens, 1, MAX_TOKENS)
+    return max_tokens
+
+
+def drawn_seed(seed: int | None) -> int | None:
+    """--seed, where -1 means a new one, as no seed does."""
+    return None if seed == -1 else seed
 
 
 def say_end(generation: Answer, notice: str, ends_line: bool = True) -> None:
@@ -244,114 +250,3 @@ def say_end(generation: Answer, notice: str, ends_line: bool = True) -> None:
     if peak:
         parts.append(f"peak memory {human_bytes(peak)}")
     say("; ".join(parts))
-
-
-def info(model: str = DEMO, *, tokenizer: str | None = None, context: int | None = None) -> None:
-    """Show what a model file or folder is: shape, weights, tokenizer, bytes per token, memory.
-
-    Args:
-        model: A model file or folder, or demo.
-        tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
-        context: Number of positions to state the memory for. By default what the model was trained for.
-    """
-    checkpoint = open_checkpoint(model_path(model))
-    config = checkpoint.config
-    if config.endless and context is not None:
-        raise UsageError("this model has no end and a state of one size: leave out --context")
-    positions = config.max_seq_len if context is None else context
-    if not 1 <= positions <= config.max_seq_len:
-        raise UsageError(f"context must be from 1 to {config.max_seq_len}, not {positions}")
-    try:
-        spec, opened, path = find_tokenizer(checkpoint, tokenizer)
-        place = "inside the file" if path == checkpoint.path else f"from {printable(str(path))}"
-        about_tokenizer = f"{spec.kind}, {opened.vocab_size} tokens, {place}"
-    except LlamaGPUError as error:
-        if tokenizer is not None:
-            raise
-        about_tokenizer = f"none: {error}"
-    for name, value in rows_of(checkpoint, about_tokenizer, positions):
-        print(f"{name:<13} {printable(value)}")
-
-
-def tokenize(
-    model: str,
-    text: str | None = None,
-    *,
-    tokenizer: str | None = None,
-    bos: bool = True,
-    special: bool = False,
-    pieces: bool = False,
-    messages: str | None = None,
-    template: str = "auto",
-    template_args: str | None = None,
-) -> None:
-    """Show the token ids of a text, or of a conversation, on one line.
-
-    Args:
-        model: A model file or folder, demo, a tokenizer file, or a folder that holds one.
-        text: The text.
-        tokenizer: The tokenizer file, where the model does not hold it and it is not beside it.
-        bos: Begin with the model's start token, as run does.
-        special: Read control tokens that are written in the text.
-        pieces: One token a line: its id and its bytes.
-        messages: Instead of a text: a JSON file with a list of messages, as chat would read them; - is standard input.
-        template: With --messages: auto, model (its own), llama2 or plain.
-        template_args: With --messages: a JSON object of what the model's template may ask for.
-    """
-    if text is None and messages is None:
-        raise UsageError("TEXT is missing: give one, or --messages FILE")
-    if text is not None and messages is not None:
-        raise UsageError("give a TEXT or --messages FILE, not both")
-    if messages is None and (template != "auto" or template_args is not None):
-        raise UsageError("--template and --template_args are for --messages")
-    if messages is not None and (special or not bos):
-        raise UsageError("--special and --bos are for a TEXT: of a conversation the template decides")
-    said = read_messages(messages) if messages is not None else []
-    values = read_template_args(template_args)
-    opened = open_text(model, tokenizer)
-    if text is None:
-        ids = opened.chat_ids(said, values, template, say)
-    else:
-        ids = opened.tokenizer.encode(text, add_bos=bos, special=special)
-    if pieces:
-        for token in ids:
-            print(f"{token}\t{opened.tokenizer.token_bytes(token).decode('utf-8', 'backslashreplace')!r}")
-    else:
-        print(*ids)
-
-
-def doctor() -> None:
-    """Show what device would be used, and why not the GPU."""
-    n_gpus, _ = count_gpus()
-    kernels = kernel_folder()
-    rows = [
-        ("llamagpu", __version__),
-        ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        ("NumPy", np.__version__),
-        ("processor", cpu_description()),
-        ("GPUs", str(n_gpus)),
-        ("CuPy", installed("cupy-cuda12x", "cupy-cuda13x", "cupy")),
-        ("kernels", str(kernels) if kernels else "missing: reinstall llamagpu"),
-        ("GPU", why_no_gpu(0) or "ready"),
-    ]
-    rows.append(("will run on", choose_device("auto").description))
-    try:
-        text = "".join(load(DEMO).generate(DEMO_PROMPT, max_tokens=8, temperature=0))
-        rows.append(("self-test", f"passed: {DEMO_PROMPT}{text}"))
-        failed = None
-    except LlamaGPUError as error:
-        failed = error
-    for name, value in rows:
-        print(f"{name:<13} {value}")
-    if failed:
-        raise failed
-
-
-def installed(*names: str) -> str:
-    """Name and version of the first of these packages that is installed."""
-    for name in names:
-        try:
-            return f"{name} {importlib.metadata.version(name)}"
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "not installed"

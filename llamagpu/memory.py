@@ -1,4 +1,4 @@
-"""``--memory FILE``: a session that is loaded at the start and saved as it goes."""
+"""``--session FILE``: a session that is loaded at the start and saved as it goes."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Memory:
         """memory_format: auto is what an existing file is, and llamagpu of a new one. Raises UsageError where the file
         could not be written later: before any work is done for it."""
         if memory_format not in FORMATS:
-            raise UsageError(f"memory_format must be auto, llamagpu or llama2rnn, not {memory_format!r}")
+            raise UsageError(f"session_format must be auto, llamagpu or llama2rnn, not {memory_format!r}")
         self.path, self.format = Path(path), memory_format
         self._fingerprint: str | None = None
         self._lock: FileLock | None = None
         self._seen: tuple[int, ...] | None = None  # the file as it was when this process last read or wrote it
         folder = self.path.resolve().parent
         if self.path.is_dir() or (os.path.lexists(self.path) and not self.path.is_file()):
-            raise UsageError(f"{path} is no regular file: name one to keep the memory in")
+            raise UsageError(f"{path} is no regular file: name one to keep the session in")
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise UsageError(f"cannot write {path}: {folder} is no folder that may be written")
 
@@ -158,7 +158,7 @@ class Memory:
         if self.exists():
             session, chat = self.load(llm)
             if chat:
-                raise UsageError(f"{self.path} is the memory of a chat: llamagpu chat --memory goes on with it")
+                raise UsageError(f"{self.path} is the session of a chat: llamagpu chat --session goes on with it")
             before = length_of(session)
             session.check_fits(prompt)
             if session.length:
@@ -199,9 +199,9 @@ def format_of(path: Path, llm: LLM) -> str:
         return "llamagpu"
     if llama2rnn_memory(llm).fits(path, llm.config):
         return "llama2rnn"
-    problem = "is neither a memory of llamagpu nor one of llama2Rnn for this model"
+    problem = "is neither a session of llamagpu nor a memory of llama2Rnn for this model"
     raise ModelFormatError(
-        path, "content", problem, "say which it is with --memory_format, or give another --memory FILE"
+        path, "content", problem, "say which it is with --session_format, or give another --session FILE"
     )
 
 
@@ -211,6 +211,6 @@ def llama2rnn_memory(llm: LLM) -> Any:
         kept = "keys and values" if llm.config.keeps_keys else "a state of its own"
         raise UsageError(
             f"this {llm.config.architecture} has {kept} and no memory as llama2Rnn's models have:"
-            " leave out --memory_format"
+            " leave out --session_format"
         )
     return importlib.import_module("llamagpu.formats.llama2rnn_memory")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,14 +21,9 @@ from llamagpu.terminal import human_bytes
 
 def rows_of(checkpoint: Checkpoint, about_tokenizer: str, positions: int) -> list[tuple[str, str]]:
     """Name and value of each row; positions: how many to state memory for."""
-    config = checkpoint.config
-    if config.mem_len:
-        positions = 2 * config.mem_len  # of any text
-    weights, held = checkpoint.nbytes, sum(held_bytes(tensor) for tensor in checkpoint.tensors.values())
-    kv_bytes = positions * config.kv_bytes_per_token() if config.keeps_keys else 0
-    on_cpu = cpu_weight_bytes(checkpoint) + kv_bytes + state_bytes(config)
-    on_gpu = held + kv_bytes // (1 if config.mem_len or not kv_bytes or is_float32(checkpoint) else 2)
-    on_gpu += state_bytes(config) * (SLOTS if config.recurrent else 1)
+    config, weights = checkpoint.config, checkpoint.nbytes
+    positions = 2 * config.mem_len or positions  # with a memory: of any text
+    kv_bytes, on_cpu, on_gpu = memory_bytes(checkpoint, positions)
     rows = [
         ("file", f"{printable(str(checkpoint.path))} ({human_bytes(bytes_of(checkpoint.path))})"),
         ("format", checkpoint.format),
@@ -62,6 +59,35 @@ def rows_of(checkpoint: Checkpoint, about_tokenizer: str, positions: int) -> lis
         *(("note", printable(note)) for note in (*checkpoint.notes, *notes_of(config, recurrent=False))),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def facts_of(checkpoint: Checkpoint, positions: int) -> dict[str, Any]:
+    """The same as numbers, for ``info --json``. Sizes are in bytes."""
+    config = checkpoint.config
+    positions = 2 * config.mem_len or positions
+    kv_bytes, on_cpu, on_gpu = memory_bytes(checkpoint, positions)
+    return {
+        "file": str(checkpoint.path), "file_bytes": bytes_of(checkpoint.path), "format": checkpoint.format,
+        "n_parameters": checkpoint.n_parameters, "n_tensors": len(checkpoint.tensors),
+        "weights": weight_types(checkpoint), "weight_bytes": checkpoint.nbytes,
+        "bits_per_parameter": 8 * checkpoint.nbytes / checkpoint.n_parameters,
+        "config": {name: value for name, value in asdict(config).items() if not isinstance(value, np.ndarray)},
+        "stop_tokens": list(checkpoint.stop_tokens), "has_chat_template": checkpoint.chat_template is not None,
+        "suggested": dict(checkpoint.sampling), "positions": None if config.recurrent else positions,
+        "kv_cache_bytes": kv_bytes, "state_bytes": state_bytes(config),
+        "bytes_per_token": bytes_per_token(checkpoint), "memory_bytes": {"cpu": on_cpu, "gpu": on_gpu},
+        "notes": [*checkpoint.notes, *notes_of(config, recurrent=False)],
+    }  # fmt: skip
+
+
+def memory_bytes(checkpoint: Checkpoint, positions: int) -> tuple[int, int, int]:
+    """Of keys and values as float32, and of all that is held on the CPU and on a GPU."""
+    config = checkpoint.config
+    held = sum(held_bytes(tensor) for tensor in checkpoint.tensors.values())
+    kv_bytes = positions * config.kv_bytes_per_token() if config.keeps_keys else 0
+    on_cpu = cpu_weight_bytes(checkpoint) + kv_bytes + state_bytes(config)
+    on_gpu = held + kv_bytes // (1 if config.mem_len or not kv_bytes or is_float32(checkpoint) else 2)
+    return kv_bytes, on_cpu, on_gpu + state_bytes(config) * (SLOTS if config.recurrent else 1)
 
 
 def bytes_of(path: Path) -> int:

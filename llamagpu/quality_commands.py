@@ -42,11 +42,11 @@ def perplexity(
     tokenizer: str | None = None,
     json: str | None = None,
 ) -> None:
-    """Measure how well a model foretells a text: negative log-likelihood of a token, and perplexity.
+    """Measure how well a model predicts a text: negative log-likelihood of a token, and perplexity.
 
     Args:
         model: A model file or folder, or demo.
-        text: A file of UTF-8 text.
+        text: A file of UTF-8 text; - is standard input.
         context: Tokens of a window. By default the model's positions, at most 2048.
         stride: Tokens from one window to the next. By default half the context.
         documents: The text is documents, one a line (a doubled newline is within one), each cut at the context.
@@ -87,7 +87,7 @@ def perplexity(
     bar.close()
     print_row("nats a token", f"{scored.nll:.5f} +- {scored.nll_error:.5f}")
     print_row("perplexity", f"{scored.perplexity:.4f} +- {scored.perplexity_error:.4f}")
-    of_parts = "one stream" if kept[0] else f"{len(parts)} {'documents' if documents else 'windows'}"
+    of_parts = "one stream" if kept[0] else count_parts(parts, documents)
     print_row("tokens", f"{scored.n_scored} scored in {of_parts}")
     say(f"{scored.n_read / scored.seconds:.0f} tok/s")
     save(json, {**asdict(scored), "perplexity": scored.perplexity, "n_windows": len(parts)})
@@ -114,7 +114,7 @@ def compare(
     Args:
         model_a: The model that is taken for the truth. Its tokenizer reads the text.
         model_b: The model that is judged.
-        text: A file of UTF-8 text.
+        text: A file of UTF-8 text; - is standard input.
         context: Tokens of a window. By default the positions that both models have, at most 2048.
         stride: Tokens from one window to the next. By default half the context.
         documents: The text is documents, one a line (a doubled newline is within one), each cut at the context.
@@ -147,7 +147,7 @@ def compare(
     for name, of_model, size in (("perplexity A", found.a, sizes[0]), ("perplexity B", found.b, sizes[1])):
         error = f"{of_model.perplexity:.4f} +- {of_model.perplexity_error:.4f}"
         print_row(name, f"{error}, {human_bytes(size)} of weights")
-    print_row("tokens", f"{found.n_scored} scored in {len(parts)} {'documents' if documents else 'windows'}")
+    print_row("tokens", f"{found.n_scored} scored in {count_parts(parts, documents)}")
     save(json, {**asdict(found), "bytes_a": sizes[0], "bytes_b": sizes[1], "n_windows": len(parts)})
 
 
@@ -179,6 +179,10 @@ def say_notes(*models: LLM) -> None:
 
 def bar_of(parts: Sequence[Window]) -> ProgressBar:
     return ProgressBar("reading the text", "tok", sum(len(window.ids) for window in parts))
+
+
+def count_parts(parts: Sequence[Window], documents: bool) -> str:
+    return f"{len(parts)} {'document' if documents else 'window'}{'' if len(parts) == 1 else 's'}"
 
 
 def print_row(name: str, value: str) -> None:

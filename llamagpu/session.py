@@ -195,7 +195,7 @@ class Session:
         n_same = int(differs[0]) if len(differs) else len(known)
         if not self.cut(n_same):
             if self.n_unknown:
-                raise UsageError("this memory cannot go back, and what it was made of is not known: /reset begins anew")
+                raise UsageError("this session cannot go back, and its first tokens are not known: /reset begins anew")
             self.clear()
             n_same = 0
         self.add(ids[n_same:])

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
@@ -13,6 +14,8 @@ from typing import Any, Self
 from llamagpu.errors import printable
 
 ENDING = tuple({signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)})  # a terminal that closes sends the latter
+
+DELAY = 0.5  # seconds before a bar is shown
 
 
 class Interrupt:
@@ -81,24 +84,29 @@ def handled(numbers: Iterable[int], handler: Callable[[int, Any], Any]) -> Itera
 
 
 class ProgressBar:
-    """A tqdm bar on stderr, shown on a terminal only, and only for work that takes a while."""
+    """A tqdm bar on stderr, shown on a terminal only, and only for work that takes a while. tqdm is imported for those
+    alone: it takes as long as a short run."""
 
     def __init__(self, title: str, unit: str, total: int = 0) -> None:
         self.title, self.unit, self.total = title, unit, total
         self._bar: Any = None  # a tqdm, once there is something to show
-        self._closed = False
+        self._begun, self._n_done = 0.0, 0  # before there is
+        self._closed = not sys.stderr.isatty()
 
     def advance(self, n: int) -> None:
         if self._closed:
             return
-        if self._bar is None:
+        self._begun = self._begun or time.monotonic()
+        self._n_done += n
+        if self._bar is not None:
+            self._bar.update(n)
+        elif time.monotonic() - self._begun > DELAY:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=self.total, desc=self.title, unit=self.unit, unit_scale=True, leave=False, delay=0.5,
-                disable=not sys.stderr.isatty(), file=sys.stderr,
+                total=self.total, initial=self._n_done, desc=self.title, unit=self.unit, unit_scale=True, leave=False,
+                file=sys.stderr,
             )  # fmt: skip
-        self._bar.update(n)
 
     def close(self) -> None:
         """Take it off the screen; what is done after this is not shown."""

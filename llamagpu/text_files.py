@@ -14,6 +14,7 @@ OTHER_ENCODINGS = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }  # fmt: skip
 REMEDY = "save it as UTF-8"
+STANDARD_INPUT = "standard input"
 
 
 def read_text_file(file: str, shown: str | None = None, most: int | None = None) -> str:
@@ -32,6 +33,16 @@ def read_text_file(file: str, shown: str | None = None, most: int | None = None)
         raise UsageError(f"{shown}: {getattr(error, 'strerror', None) or error}") from None
     end = data.rfind(b" ") if len(data) == most else 0  # not within a character
     return decoded(data[:end] if end > 0 else data, shown)
+
+
+def piped_text() -> str:
+    """What another program sends, or a file that stdin is read from; empty at a terminal. Raises UsageError."""
+    return "" if sys.stdin.isatty() else without_newline(read_text_file("-", STANDARD_INPUT))
+
+
+def without_newline(text: str) -> str:
+    """Without the newline that editors and ``echo`` put at the end: one, and no more."""
+    return text.removesuffix("\n")
 
 
 def decoded(data: bytes, shown: str) -> str:

@@ -268,7 +268,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--json", ""], "--json"),
         (["--plot", "/"], "is a folder"),
         (["--plot", "/dev/null"], "no regular file"),
-        (["--json", "same", "--plot", "./same"], "the same file"),
+        (["--json", "same.svg", "--plot", "./same.svg"], "the same file"),
         (["--peer", "vllm"], "--peer must be transformers, not 'vllm'"),
         (["--peers", "transformers"], "did you mean --peer?"),
         (["/nonexistent/model.bin"], "no file or folder"),

@@ -6,9 +6,11 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,15 +27,17 @@ from tests.test_template_child import NESTED
 
 COMMAND = [sys.executable, "-m", "llamagpu", "chat"]
 GREEDY = ("--temperature", "0", "--device", "cpu")
-PROMPT = re.compile(r"\(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\)  User: ")
+PROMPT = re.compile(">>> ")
 
 
 class Terminal:
     """A process whose three streams are a terminal, and what it has shown there."""
 
-    def __init__(self, *arguments: str | Path) -> None:
+    def __init__(self, *arguments: str | Path, variables: dict[str, str] | None = None) -> None:
         ours, theirs = pty.openpty()
-        environment = {**os.environ, "TERM": "dumb", "NO_COLOR": "1"}
+        self.state = tempfile.mkdtemp()  # the history is not the user's
+        known = {"TERM": "dumb", "NO_COLOR": "1", "XDG_STATE_HOME": self.state}
+        environment = {**os.environ, **known, **(variables or {})}
         self.process = subprocess.Popen(
             [*COMMAND, *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
             start_new_session=True,
@@ -66,13 +70,14 @@ class Terminal:
     def end(self) -> int:
         status = self.process.wait(timeout=30)
         os.close(self.handle)
+        shutil.rmtree(self.state, ignore_errors=True)
         return status
 
 
 def test_a_chat_at_a_terminal(tmp_path: Path) -> None:
     """Two turns, Ctrl-C during an answer, /save, /quit, and going on from the memory."""
     memory, saved = tmp_path / "a.memory", tmp_path / "b.memory"
-    options = ("demo", *GREEDY, "--template", "plain", "--max_tokens", "30", "--memory", memory)
+    options = ("demo", *GREEDY, "--template", "plain", "--max_tokens", "30", "--session", memory)
     terminal = Terminal(*options)
     start = terminal.wait_for(PROMPT)
     assert "template plain: as asked for" in start
@@ -100,7 +105,7 @@ def test_a_chat_at_a_terminal(tmp_path: Path) -> None:
     assert Memory(str(saved)).load(llm)[0].tokens == first
     assert "half a li" not in llm.tokenizer.decode(first)
 
-    terminal = Terminal(*options[:-4], "--max_tokens", "400", "--memory", memory)
+    terminal = Terminal(*options[:-4], "--max_tokens", "400", "--session", memory)
     start = terminal.wait_for(PROMPT)
     assert f"went on from {memory}: {len(first)} tokens, 2 turns" in start
     terminal.type("Go on.\n")
@@ -118,35 +123,34 @@ def test_a_chat_at_a_terminal(tmp_path: Path) -> None:
 def test_through_a_pipe_stdout_has_the_answers_alone(tmp_path: Path) -> None:
     memory = tmp_path / "a.memory"
     arguments = ("chat", "demo", *GREEDY, "--max_tokens", "20")
-    whole = command(*arguments, stdin=b"Tell me of a fox.\n\n  And then? \n/what\nEnd.")
+    whole = command(*arguments, stdin=b"Tell me of a fox.\n\n  And then? \nEnd.")
     assert whole.returncode == 0, whole.stderr
     notices = whole.stderr.decode()
     assert "template plain: the model brings none" in notices
-    assert "there is no /what" in notices
     assert "User:" not in whole.stdout.decode() + notices
     lines = b""
     for text in ("Tell me of a fox.", "And then?", "End."):
-        part = command(*arguments, "--memory", memory, stdin=text.encode())
+        part = command(*arguments, "--session", memory, stdin=text.encode())
         assert part.returncode == 0
         lines += part.stdout
     assert lines == whole.stdout
     assert len(lines) > 60
-    told = command("run", "demo", "a", "--memory", memory, "--device", "cpu")
+    told = command("run", "demo", "a", "--session", memory, "--device", "cpu")
     assert told.returncode == 2
-    assert b"is the memory of a chat" in told.stderr
+    assert b"is the session of a chat" in told.stderr
 
 
 def test_system_time_document_save_load_reset(tmp_path: Path) -> None:
     document, saved = tmp_path / "story.txt", tmp_path / "a.memory"
     document.write_text("Once upon a time, there was a fox named Rusty. " * 4)
-    lines = f"Who?\n/save {saved}\n/reset\n/stats\n/load {saved}\n/stats\n/load {document}\n/save\n//slash\n"
+    lines = f"Who?\n/save {saved}\n/reset\n/stats\n/load {saved}\n/stats\n//slash\n"
     options = ("--system", "Be kind.", "--tell_time", "--document", document, "--max_tokens", "8")
     result = command("chat", "demo", *GREEDY, *options, stdin=lines.encode())
     assert result.returncode == 0, result.stderr
     notices = result.stderr.decode()
     for part in (
         "read the document: ", "everything is forgotten", "0 tokens, room for 512 more; 1 messages", "went on from ",
-        "3 messages", "/save needs a file", f"error: {document}: header length",
+        "3 messages",
     ):  # fmt: skip
         assert part in notices, part
     session, conversation = Memory(str(saved)).load(llamagpu.load("demo", device="cpu"))
@@ -156,15 +160,44 @@ def test_system_time_document_save_load_reset(tmp_path: Path) -> None:
     assert '"content": "Be kind."' in conversation
 
 
-def test_a_full_context_is_said_so_and_the_chat_goes_on(small_model: Path) -> None:
+def test_a_full_context_is_said_so(small_model: Path) -> None:
+    """Through a pipe it ends the chat, at a terminal it does not."""
     options = ("--max_tokens", "4", "--context", "30")
-    result = command("chat", small_model, *GREEDY, *options, stdin=b"a\n" + b"b" * 40 + b"\n/reset\na\n")
-    assert result.returncode == 0, result.stderr
-    notices = result.stderr.decode()
-    assert "error: the context of 30 tokens is full: " in notices
-    assert "nothing of it was read: /reset forgets the conversation, --context 32 holds more" in notices
-    n = len(result.stdout) // 2
-    assert result.stdout[:n] == result.stdout[n:]  # after /reset as at first
+    told = r"error: the context of 30 tokens is full: .* nothing of it was read: /reset forgets the conversation, "
+    told += "--context 32 holds more"
+    result = command("chat", small_model, *GREEDY, *options, stdin=b"a\n" + b"b" * 40 + b"\na\n")
+    assert result.returncode == 2
+    assert re.search(told, result.stderr.decode().splitlines()[-1])
+    assert result.stdout  # the first answer
+    terminal = Terminal(small_model, *GREEDY, *options)
+    for line, expected in (("a", ""), ("b" * 40, told), ("/reset", "everything is forgotten"), ("a", "")):
+        terminal.wait_for(PROMPT)
+        terminal.type(f"{line}\n")
+        terminal.wait_for(expected)
+    terminal.wait_for(PROMPT)
+    terminal.type("/exit\n")
+    assert terminal.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "problem", "status"),
+    [
+        ("/save", "/save needs a file", 2),
+        ("/what", "there is no /what: /save, /load", 2),
+        ("/load DOCUMENT", "DOCUMENT: header length", 1),
+        ("/set top_k many", "--top_k must be a whole number", 2),
+        ("/set colour 3", "the names are temperature, top_k", 2),
+        ("/set max_tokens 0", "max_tokens must be", 2),
+        ("/undo", "nothing was said yet", 2),
+        ("/regen", "nothing was said yet", 2),
+    ],
+)
+def test_an_error_ends_a_chat_through_a_pipe(line: str, problem: str, status: int, tmp_path: Path) -> None:
+    document = tmp_path / "document"
+    document.write_text("no session, but a text that is long enough to have a header")
+    result = command("chat", "demo", *GREEDY, stdin=f"{line}\nHi.\n".replace("DOCUMENT", str(document)).encode())
+    assert (result.returncode, result.stdout) == (status, b"")
+    assert problem.replace("DOCUMENT", str(document)) in result.stderr.decode().splitlines()[-1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits are Linux's")
@@ -190,8 +223,8 @@ def test_a_hostile_template_is_one_line_and_exit_1(tmp_path: Path) -> None:
         (["--template", "x"], "template must be auto, model, llama2 or plain"),
         (["--template", "model"], "brings no chat template"),
         (["--max_tokens", "0"], "max_tokens must be"),
-        (["--document", "/no/such"], "/no/such: No such file"),
-        (["--memory", "/no/such/file"], "is no folder that may be written"),
+        (["--document", "/no/such"], "--document /no/such: No such file"),
+        (["--session", "/no/such/file"], "is no folder that may be written"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], problem: str, small_model: Path) -> None:
@@ -203,11 +236,11 @@ def test_mistakes_are_one_line(arguments: list[str], problem: str, small_model: 
 
 def test_a_damaged_memory_is_refused_and_left(small_model: Path, tmp_path: Path) -> None:
     memory = tmp_path / "a.memory"
-    assert command("chat", small_model, *GREEDY, "--max_tokens", "4", "--memory", memory, stdin=b"a\n").returncode == 0
+    assert command("chat", small_model, *GREEDY, "--max_tokens", "4", "--session", memory, stdin=b"a\n").returncode == 0
     data = bytearray(memory.read_bytes())
     data[-3] ^= 4
     memory.write_bytes(data)
-    result = command("chat", small_model, *GREEDY, "--memory", memory, stdin=b"a\n")
+    result = command("chat", small_model, *GREEDY, "--session", memory, stdin=b"a\n")
     assert result.returncode == 1
     assert "checksum: does not fit the contents" in result.stderr.decode()
     assert memory.read_bytes() == data

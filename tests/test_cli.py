@@ -74,7 +74,7 @@ def test_cuda_without_a_gpu_is_an_error(small_model: Path) -> None:
 
 # fire's first trap: arguments read as Python literals
 @pytest.mark.parametrize(
-    "prompt", ["1984", "None", "True", "[1, 2]", "{'a': 1}", "0x10", "1e5", "'quoted'", "-", "a=b", "", "x,y"]
+    "prompt", ["1984", "None", "True", "[1, 2]", "{'a': 1}", "0x10", "1e5", "'quoted'", "a=b", "", "x,y"]
 )
 def test_a_prompt_that_looks_like_python_stays_text(prompt: str, small_model: Path) -> None:
     result = llamagpu("run", small_model, prompt, *GREEDY, "--echo")
@@ -91,7 +91,7 @@ def test_a_prompt_that_begins_with_a_dash(small_model: Path) -> None:
 
 
 # fire's second trap: an unknown flag is noticed after the work
-@pytest.mark.parametrize("flag", ["--temprature", "--temprature=1", "-t", "--interactive", "--trace", "--noecho"])
+@pytest.mark.parametrize("flag", ["--temprature", "--temprature=1", "-x", "--interactive", "--trace", "--noecho"])
 def test_an_unknown_flag_is_refused_before_any_work(flag: str, tmp_path: Path) -> None:
     source, out = tmp_path / "source.bin", tmp_path / "out.bin"
     source.write_bytes(v0_bytes(Shape(), random_weights(Shape())))
@@ -122,6 +122,13 @@ def test_an_unknown_flag_is_refused_before_any_work(flag: str, tmp_path: Path) -
         (["a", "--repetition_penalty", "0"], "repetition_penalty must be"),
         (["a", "--max_tokens", "0"], "max_tokens must be"),
         (["a", "--max_tokens", "-3"], "max_tokens must be"),
+        (["a", "--seed", "-2"], "seed must be"),
+        (["a", "--seed", "-n", "3"], "--seed needs a value"),
+        (["a", "-t", "4"], "-t: the number of threads is not a flag yet"),
+        (["a", "--threads=4"], "OPENBLAS_NUM_THREADS=N"),
+        (["a", "--no-echo=true"], "--no-echo takes no value"),
+        (["a", "--no-seed"], "there is no flag --no-seed"),
+        (["a", "--memory", "x", "--session", "y"], "session is given 2 times"),
         (["a", "--context", "0"], "context must be"),
         (["a", "--context", "33"], "context must be"),
         (["a", "--stop", ""], "stop must be"),
@@ -264,7 +271,7 @@ def test_tokenize(small_model: Path) -> None:
     assert llamagpu("tokenize", small_model, "on the").stdout.decode() == "1 272 270\n"
     assert llamagpu("tokenize", small_model.parent / "tokenizer.bin", "on the").stdout.decode() == "1 272 270\n"
     assert llamagpu("tokenize", small_model, "on the", "--bos=false").stdout.decode() == "272 270\n"
-    assert llamagpu("tokenize", small_model, "on", "--pieces").stdout.decode() == "1\t''\n272\t' on'\n"
+    assert llamagpu("tokenize", small_model, "on", "--pieces").stdout.decode() == "1\t<s>\n272\t' on'\n"
 
 
 def test_tokenize_llama2(data: Path) -> None:

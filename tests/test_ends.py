@@ -76,10 +76,10 @@ def test_an_end_is_passed_where_asked_for(path: Path, end: int, capsys: pytest.C
 
 
 def test_a_memory_goes_on_past_the_end(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options: dict[str, Any] = {"device": "cpu", "temperature": 0, "memory": str(tmp_path / "m")}
+    options: dict[str, Any] = {"device": "cpu", "temperature": 0, "session": str(tmp_path / "m")}
     run(str(path), ":", max_tokens=3, ignore_eos=True, **options)
     assert capsys.readouterr().out == " the on"
-    run(str(path), max_tokens=2, **options)
+    run(str(path), "", max_tokens=2, **options)
     assert capsys.readouterr().out == " on on"
 
 

@@ -44,7 +44,7 @@ def test_run(tmp_path: Path) -> None:
     whole = begin(llm)
     n_begun = whole.length
     "".join(Answer(whole, 180, WARM))
-    left = killed(path, REFRESH, ("run", "demo", "--max_tokens", "3", "--memory", str(path), *SAMPLING))
+    left = killed(path, REFRESH, ("run", "demo", "--max_tokens", "3", "--session", str(path), *SAMPLING))
     n_before = 0
     for n, file in enumerate(left):
         n_before = 0 if n % REFRESH == 0 else n_before
@@ -62,7 +62,7 @@ def test_run(tmp_path: Path) -> None:
 
 def test_chat(tmp_path: Path) -> None:
     llm, path = llamagpu.load("demo", device="cpu", window=64), tmp_path / "a"
-    words = ("chat", "demo", "--max_tokens", "3", "--window", "64", "--memory", str(path), *SAMPLING)
+    words = ("chat", "demo", "--max_tokens", "3", "--window", "64", "--session", str(path), *SAMPLING)
     before: list[dict[str, str]] = []
     for n, file in enumerate(killed(path, REFRESH, words, b"Who?\nAnd then?\n" * 3)):
         before = [] if n % REFRESH == 0 else before

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llamagpu.chat import Chat
-from llamagpu.chat_command import Room
+from llamagpu.chat_room import Room
 from llamagpu.chat_templates import Plain
 from llamagpu.errors import ContextFullError
 from llamagpu.formats import open_checkpoint

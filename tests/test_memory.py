@@ -1,4 +1,4 @@
-"""--memory: saved, killed and resumed as if nothing had happened; whatever is damaged or foreign is refused."""
+"""--session: saved, killed and resumed as if nothing had happened; whatever is damaged or foreign is refused."""
 
 from __future__ import annotations
 
@@ -94,28 +94,28 @@ def test_run_goes_on(small_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "text.memory"
     warm = ("--device", "cpu", "--temperature", "1.5", "--seed", "9")
     whole = command("run", small_model, "on the", *warm, "--max_tokens", "20").stdout
-    first = command("run", small_model, "on the", *warm, "--max_tokens", "8", "--memory", path)
+    first = command("run", small_model, "on the", *warm, "--max_tokens", "8", "--session", path)
     assert first.returncode == 0
     second = command(
-        "run", small_model, "--device", "cpu", "--temperature", "1.5", "--max_tokens", "12", "--memory", path
+        "run", small_model, "--device", "cpu", "--temperature", "1.5", "--max_tokens", "12", "--session", path
     )
     assert f"went on from {path}: 11 tokens" in second.stderr.decode()
     assert "seed 9" in second.stderr.decode()  # of the file
     assert first.stdout + second.stdout == whole
-    third = command("run", small_model, " the on", "--device", "cpu", "--max_tokens", "1", "--memory", path)
+    third = command("run", small_model, " the on", "--device", "cpu", "--max_tokens", "1", "--session", path)
     assert third.returncode == 0, third.stderr
     session, _ = Memory(str(path)).load(llamagpu.load(small_model))
     text = session.llm.tokenizer.decode(session.tokens)
     assert text.startswith("on the")
     assert " the on" in text.removeprefix("on the")
     assert session.tokens.count(1) == 1  # one start token
-    many = fails("run", small_model, "x" * 30, "--device", "cpu", "--memory", path)
+    many = fails("run", small_model, "x" * 30, "--device", "cpu", "--session", path)
     assert "the context of 32 tokens is full" in many
 
 
 def test_nothing_that_was_said_is_not_lost_to_ctrl_c(tmp_path: Path) -> None:
     path = tmp_path / "a.memory"
-    arguments = [sys.executable, "-m", "llamagpu", "run", "demo", "--max_tokens", "100000", "--memory", str(path)]
+    arguments = [sys.executable, "-m", "llamagpu", "run", "demo", "--max_tokens", "100000", "--session", str(path)]
     arguments += ["--device", "cpu", "--context", "256"]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, bufsize=0)
     assert process.stdout is not None
@@ -164,7 +164,7 @@ def test_what_is_foreign_is_refused(saved: Path, llm: LLM, small_model: Path, tm
     saved.write_text("once upon a time, a text that is no memory of anything")
     assert "header length" in refused(saved, llm)
     before = saved.read_bytes()
-    assert "header length" in fails("run", small_model, "a", "--memory", saved, "--device", "cpu", status=1)
+    assert "header length" in fails("run", small_model, "a", "--session", saved, "--device", "cpu", status=1)
     assert saved.read_bytes() == before
 
 
@@ -204,14 +204,13 @@ def test_the_fingerprint_is_of_the_contents(small_model: Path, tmp_path: Path) -
 
 
 def test_where_it_cannot_be_written_is_said_before_any_work(small_model: Path, tmp_path: Path) -> None:
-    assert "is no folder" in fails("run", small_model, "a", "--memory", tmp_path / "no" / "file", status=2)
-    assert "is no regular file" in fails("run", small_model, "a", "--memory", tmp_path, status=2)
+    assert "is no folder" in fails("run", small_model, "a", "--session", tmp_path / "no" / "file", status=2)
+    assert "is no regular file" in fails("run", small_model, "a", "--session", tmp_path, status=2)
     assert "must be auto, llamagpu or llama2rnn" in fails(
-        "run", small_model, "a", "--memory", tmp_path / "a", "--memory_format", "x", status=2
+        "run", small_model, "a", "--session", tmp_path / "a", "--session_format", "x", status=2
     )
-    assert "has keys and values and no memory" in fails(
-        "run", small_model, "a", "--memory", tmp_path / "a", "--memory_format", "llama2rnn", "--device", "cpu", status=2
-    )
+    foreign = ("--session", tmp_path / "a", "--session_format", "llama2rnn", "--device", "cpu")
+    assert "has keys and values and no memory" in fails("run", small_model, "a", *foreign, status=2)
 
 
 def test_any_array_survives(tmp_path: Path) -> None:

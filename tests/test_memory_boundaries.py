@@ -10,7 +10,7 @@ import pytest
 
 import llamagpu
 from llamagpu.chat import Chat
-from llamagpu.chat_command import Room
+from llamagpu.chat_room import Room
 from llamagpu.chat_templates import Llama2, choose_template
 from llamagpu.formats import session_file
 from llamagpu.formats.fingerprint import fingerprint
@@ -141,7 +141,7 @@ def test_a_chunks_end_is_no_beginning_for_the_original(model: Model, tmp_path: P
 def test_the_commands_go_on_from_a_boundary(pos: int | None, model: Model, tmp_path: Path) -> None:
     llm, path, ids = model.on("cpu", "chunk"), tmp_path / "memory", first(model, 2 * M)
     theirs(model, path, ids, pos)
-    kept = ("--memory", path, "--memory_format", "llama2rnn")
+    kept = ("--session", path, "--session_format", "llama2rnn")
     result = command("run", model.path, SAID, *OPTIONS, *kept)
     assert result.returncode == 0, result.stderr
     assert f"went on from {path}: a text of another program\n" in result.stderr.decode()

@@ -52,9 +52,9 @@ def test_a_file_of_theirs_is_read_and_stays_theirs(
     Memory(str(asked), "llama2rnn").save(session_of(llm, "on the other"))
     known.write_bytes(asked.read_bytes())
     for prompt in ("hand", "then"):
-        run(str(path), prompt, memory=str(asked), memory_format="llama2rnn", **OPTIONS)
+        run(str(path), prompt, session=str(asked), session_format="llama2rnn", **OPTIONS)
         expected = capsys.readouterr().out
-        run(str(path), prompt, memory=str(known), **OPTIONS)
+        run(str(path), prompt, session=str(known), **OPTIONS)
         assert capsys.readouterr().out == expected
         assert known.read_bytes() == asked.read_bytes()
     position = struct.unpack("<i", known.read_bytes()[-4:])[0]
@@ -67,7 +67,7 @@ def test_a_chat_goes_on_with_one(path: Path, llm: LLM, tmp_path: Path) -> None:
     Memory(str(memory), "llama2rnn").save(session_of(llm, "on the other"))
     size = memory.stat().st_size
     talk = ("chat", path, "--device", "cpu", "--temperature", "0", "--max_tokens", "3")
-    result = command(*talk, "--memory", memory, stdin=f"hand\n/load {memory}\n".encode())
+    result = command(*talk, "--session", memory, stdin=f"hand\n/load {memory}\n".encode())
     notices = result.stderr.decode()
     assert "template llama2: llama2Rnn, whose kind of model it is, knows no other" in notices
     assert notices.count(f"went on from {memory}") == 2
@@ -102,7 +102,7 @@ def test_ours_and_what_is_new(path: Path, llm: LLM, small_model: Path, tmp_path:
     memory.path.write_bytes(data[:-1])  # damaged, and still ours: the error is of what it is
     with pytest.raises(ModelFormatError) as caught:
         Memory(str(memory.path)).load(llm)
-    assert "memory_format" not in str(caught.value)
+    assert "session_format" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["longer", "other numbers", "text", "empty"])
@@ -113,14 +113,14 @@ def test_what_is_neither_is_refused_and_the_flag_is_named(kind: str, path: Path,
     changed = {"longer": data + b"\0", "other numbers": data[:-4] + b"\xff" * 4, "text": b"a memory", "empty": b""}
     memory.path.write_bytes(changed[kind])
     with pytest.raises(ModelFormatError) as caught:
-        run(str(path), "hand", memory=str(memory.path), **OPTIONS)
-    fields = {"longer": "--memory_format", "text": "--memory_format", "other numbers": "pos", "empty": "0 bytes"}
+        run(str(path), "hand", session=str(memory.path), **OPTIONS)
+    fields = {"longer": "--session_format", "text": "--session_format", "other numbers": "pos", "empty": "0 bytes"}
     assert fields[kind] in str(caught.value)
     assert memory.path.read_bytes() == changed[kind]
 
 
 def test_formats_that_are_asked_for(path: Path, llm: LLM, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="memory_format must be auto, llamagpu or llama2rnn"):
+    with pytest.raises(UsageError, match="session_format must be auto, llamagpu or llama2rnn"):
         Memory("a", "theirs")
     theirs = tmp_path / "a.mem"
     Memory(str(theirs), "llama2rnn").save(session_of(llm, "on"))

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from llamagpu.commands import info, run
+from llamagpu.commands import run
 from llamagpu.convert_command import convert
 from llamagpu.errors import UsageError
 from llamagpu.formats import open_checkpoint
+from llamagpu.inspect_commands import info
 from llamagpu.llm import load
 from llamagpu.models import micro_rwkv, micro_rwkv_recurrent
 from llamagpu.quality_commands import compare, perplexity

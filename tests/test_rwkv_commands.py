@@ -113,7 +113,7 @@ def test_what_does_not_go_with_an_rwkv_is_said(model: Path, version: int, tmp_pa
         (("--window", "64"), f"rwkv{version} has a memory of its own"),
         (("--kv_bits", "8"), "keeps no keys and values: leave out --kv_bits"),
         (("--memory_update", "token"), "memory_update must be chunk"),
-        (("--memory", str(tmp_path / "m"), "--memory_format", "llama2rnn"), "leave out --memory_format"),
+        (("--session", str(tmp_path / "m"), "--session_format", "llama2rnn"), "leave out --session_format"),
     ):
         assert problem in fails("run", model, "so", *CPU, *flags)
     assert "leave out --context" in fails("info", model, "--context", "64")
@@ -188,14 +188,14 @@ def test_memory_of_run_and_of_chat(model: Path, tmp_path: Path) -> None:
     path, chat = tmp_path / "text.memory", tmp_path / "chat.memory"
     warm = (*CPU, "--temperature", "1.5", "--seed", "9")
     whole = command("run", model, "so the", *warm, "--max_tokens", "20").stdout
-    first = command("run", model, "so the", *warm, "--max_tokens", "8", "--memory", path)
-    second = command("run", model, *CPU, "--temperature", "1.5", "--max_tokens", "12", "--memory", path)
+    first = command("run", model, "so the", *warm, "--max_tokens", "8", "--session", path)
+    second = command("run", model, *CPU, "--temperature", "1.5", "--max_tokens", "12", "--session", path)
     assert b"went on from" in second.stderr
     if b"\xef\xbf\xbd" not in whole:  # bytes that are no text are shown otherwise where an answer ends within them
         assert first.stdout + second.stdout == whole
     for _ in range(2):
         talked = command(
-            "chat", model, *CPU, "--template", "plain", "--max_tokens", "6", "--memory", chat, stdin=b"a\n"
+            "chat", model, *CPU, "--template", "plain", "--max_tokens", "6", "--session", chat, stdin=b"a\n"
         )
         assert talked.returncode == 0, talked.stderr
 

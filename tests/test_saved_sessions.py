@@ -21,7 +21,7 @@ import pytest
 import llamagpu
 from llamagpu import memory as memory_module
 from llamagpu.chat import Chat
-from llamagpu.chat_command import Room
+from llamagpu.chat_room import Room
 from llamagpu.chat_templates import Plain
 from llamagpu.cli import run_command
 from llamagpu.commands import run
@@ -196,14 +196,13 @@ def test_save_replaces_nothing_unasked_through_a_pipe(small_model: Path, tmp_pat
     Memory(str(other)).save(new_session(llamagpu.load("demo", device="cpu"), [1, 5]))
     diary.write_text("mine")
     foreign = other.read_bytes()
-    lines = f"a\n/save {diary}\n/save {other}\n/save {new}\n/save {new}\n"
-    status, text = here("chat", small_model, *CHAT, stdin=lines)
+    refusal = "is there and is not a session of this model: it is left as it is, and /save! FILE would replace it"
+    for file in (diary, other):
+        status, text = here("chat", small_model, *CHAT, stdin=f"a\n/save {file}\n")
+        assert (status, text.splitlines()[-1]) == (2, f"llamagpu: error: {file} {refusal}")
+    status, text = here("chat", small_model, *CHAT, stdin=f"a\n/save {new}\n/save {new}\n")
     notices = text.splitlines()
     assert status == 0
-    refusal = "is there and is not a session of this model: it is left as it is, and /save! FILE would replace it"
-    assert [line for line in notices if "error" in line] == [
-        f"llamagpu: error: {path} {refusal}" for path in (diary, other)
-    ]
     assert sum(f"saved {new}: " in line for line in notices) == 2  # its own it replaces
     assert (diary.read_text(), other.read_bytes()) == ("mine", foreign)
     assert Memory(str(new)).is_session(llamagpu.load(small_model, device="cpu"))
@@ -216,7 +215,7 @@ def test_save_replaces_nothing_unasked_through_a_pipe(small_model: Path, tmp_pat
         assert Memory(str(path)).is_session(llamagpu.load(small_model, device="cpu"))
     assert not list(tmp_path.glob(".llamagpu-*"))
     before = small_model.read_bytes()
-    status, text = here("run", small_model, "a", *CHAT, "--memory", small_model)
+    status, text = here("run", small_model, "a", *CHAT, "--session", small_model)
     assert (status, text.count("\n")) == (1, 1)
     assert "header length" in text
     assert small_model.read_bytes() == before
@@ -253,21 +252,22 @@ def test_one_process_at_a_time(small_model: Path, llm: LLM, tmp_path: Path, here
     link.symlink_to(path)
     for name in ("run", "chat"):
         for file in (path, link):
-            status, text = here(name, small_model, *CHAT, "--memory", file)
+            status, text = here(name, small_model, *CHAT, "--session", file)
             in_use = f"{file} is in use by process {os.getpid()}: end that one first, or name another file"
             assert (status, text) == (2, f"llamagpu: error: {in_use}\n")
-    status, text = here("chat", small_model, *CHAT, stdin=f"a\n/save {path}\n/save! {path}\n")
-    assert (status, text.count(f"error: {path} is in use by process {os.getpid()}")) == (0, 2)
+    for command in ("/save", "/save!"):
+        status, text = here("chat", small_model, *CHAT, stdin=f"a\n{command} {path}\n")
+        assert (status, text.count(f"error: {path} is in use by process {os.getpid()}")) == (2, 1)
     assert path.read_bytes() == before
     held.release()
-    assert here("run", small_model, "a", *CHAT, "--memory", path)[0] == 0
+    assert here("run", small_model, "a", *CHAT, "--session", path)[0] == 0
     assert path.read_bytes() != before
     assert not list(tmp_path.glob(".llamagpu-*"))
 
 
 def test_a_chat_may_save_and_load_its_own_memory(tmp_path: Path, here: Command) -> None:
     path = tmp_path / "a"
-    _, notices = here("chat", "demo", *CHAT, "--memory", path, stdin=f"a\n/save {path}\n/load {path}\nb\n")
+    _, notices = here("chat", "demo", *CHAT, "--session", path, stdin=f"a\n/save {path}\n/load {path}\nb\n")
     assert "error" not in notices
     assert f"saved {path}: " in notices
     assert f"went on from {path}: " in notices
@@ -319,7 +319,7 @@ def read(process: subprocess.Popen[bytes], n: int) -> bytes:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_run_saves_before_a_signal_ends_it(number: int, status: int, tmp_path: Path) -> None:
     path = tmp_path / "a"
-    process = begun("run", "--max_tokens", 100_000, "--context", 512, "--memory", path, "--echo")
+    process = begun("run", "--max_tokens", 100_000, "--context", 512, "--session", path, "--echo")
     shown = read(process, 40)
     process.send_signal(number)
     process.send_signal(number)  # as a shell and its terminal both do
@@ -366,7 +366,7 @@ def test_a_step_that_is_broken_off_is_not_saved(
     before = path.read_bytes()
     interrupted(monkeypatch, n_times)
     with pytest.raises(KeyboardInterrupt):
-        run(str(small_model), " on", device="cpu", memory=str(path), temperature=0)
+        run(str(small_model), " on", device="cpu", session=str(path), temperature=0)
     assert (path.read_bytes() == before) == (n_times == 2)
     assert Memory(str(path)).load(llm)[0].tokens[: len(TOKENS)] == TOKENS
     assert not list(tmp_path.glob(".llamagpu-*"))
@@ -391,7 +391,7 @@ def test_chat_saves_before_a_signal_ends_it(moment: str, number: int, status: in
     path, document = tmp_path / "a", tmp_path / "story"
     document.write_text("Once upon a time, there was a fox.")
     n_tokens = 400 if moment == "answer" else 3
-    flags = ("--max_tokens", n_tokens, "--memory", path, "--document", document, "--temperature", 0)
+    flags = ("--max_tokens", n_tokens, "--session", path, "--document", document, "--temperature", 0)
     process = begun("chat", *flags, stdin=subprocess.PIPE)
     assert process.stdin is not None
     process.stdin.write(b"Who?\n")
@@ -418,7 +418,7 @@ def test_chat_saves_before_a_signal_ends_it(moment: str, number: int, status: in
 def test_a_terminal_that_is_closed(tmp_path: Path) -> None:
     """While a model answers: what was said is saved, though nothing can be shown any more."""
     path = tmp_path / "a"
-    terminal = Terminal("demo", "--device", "cpu", "--max_tokens", "400", "--memory", path)
+    terminal = Terminal("demo", "--device", "cpu", "--max_tokens", "400", "--session", path)
     terminal.wait_for(PROMPT)
     terminal.type("Who are you?\n")
     terminal.wait_for(r"Who are you\?\r\n.{10}")
@@ -431,7 +431,7 @@ def test_a_terminal_that_is_closed(tmp_path: Path) -> None:
 
 def test_a_reader_that_goes_away(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    process = begun("run", "--max_tokens", 200, "--temperature", 0, "--memory", path)
+    process = begun("run", "--max_tokens", 200, "--temperature", 0, "--session", path)
     shown = read(process, 10)
     assert process.stdout is not None
     process.stdout.close()
@@ -443,7 +443,7 @@ def test_a_reader_that_goes_away(tmp_path: Path) -> None:
 
 def test_what_was_left_beside_a_memory_is_removed(small_model: Path, tmp_path: Path, here: Command) -> None:
     left = left_by(tmp_path, dead(), 5)
-    into_it = ("run", small_model, "a", *CHAT, "--memory", tmp_path / "a"), ("convert", small_model, tmp_path / "b")
+    into_it = ("run", small_model, "a", *CHAT, "--session", tmp_path / "a"), ("convert", small_model, tmp_path / "b")
     for arguments in into_it:
         left.write_text("half")
         _, text = here(*arguments)

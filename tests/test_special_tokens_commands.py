@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import llamagpu
-from llamagpu import commands
+from llamagpu import commands, inspect_commands
 from llamagpu.chat import Chat
 from llamagpu.chat_command import chat
 from llamagpu.chat_templates import choose_template
@@ -78,17 +78,17 @@ def test_tokenize_messages(model: Path, tmp_path: Path, capsys: pytest.CaptureFi
     file = tmp_path / "said.json"
     file.write_text(json.dumps(SAID))
     expected = open_text(model).chat_ids(SAID, {"style": "x"}, notice=lambda line: None)
-    commands.tokenize(str(model), messages=str(file), template_args='{"style": "x"}')
+    inspect_commands.tokenize(str(model), messages=str(file), template_args='{"style": "x"}')
     out, err = capsys.readouterr()
     assert out.split() == [str(token) for token in expected]
     assert err.count("\n") == 1
     assert "system prompt" in err
-    commands.tokenize(str(model), messages=str(file), template="plain")
+    inspect_commands.tokenize(str(model), messages=str(file), template="plain")
     assert capsys.readouterr().out.split()[0] != "500", "a plain text begins with no start token here"
-    commands.tokenize(str(model), "the<|eot_id|>", special=True)
+    inspect_commands.tokenize(str(model), "the<|eot_id|>", special=True)
     assert capsys.readouterr().out.split()[-1] == "502"
     (model / "model.safetensors").unlink()
-    commands.tokenize(str(model), messages=str(file), template_args='{"style": "x"}')
+    inspect_commands.tokenize(str(model), messages=str(file), template_args='{"style": "x"}')
     assert capsys.readouterr().out.split() == [str(token) for token in expected], "without weights, too"
 
 
@@ -107,14 +107,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_commands(case: str, model: Path, tmp_path: Path) -> None:
+def test_wrong_commands(case: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     flags, message = WRONG[case]
     files = {"FILE": tmp_path / "a.json", "GOOD": tmp_path / "b.json"}
     files["FILE"].write_text("[")
     files["GOOD"].write_text(json.dumps(SAID))
     given: dict[str, Any] = {name: str(files[value]) if value in files else value for name, value in flags.items()}
     with pytest.raises(UsageError, match=message):
-        commands.tokenize(str(model), **given)
+        inspect_commands.tokenize(str(model), **given)
 
 
 def test_run_special(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +150,7 @@ def test_a_saved_talk_keeps_its_template_args(
     rewrites = []
     for args in ('{"style": "x"}', None, '{"style": "y"}', None, "{}"):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat\n")))
-        chat(str(model), device="cpu", max_tokens=2, template_args=args, memory=str(tmp_path / "a.memory"))
+        chat(str(model), device="cpu", max_tokens=2, template_args=args, session=str(tmp_path / "a.memory"))
         rewrites.append("the template rewrites" in capsys.readouterr().err)
     assert rewrites == [False, False, True, False, True]
 

@@ -26,7 +26,7 @@ from llamagpu.formats.safetensors_file import DTYPES, SafetensorsFile
 VERSION = 2
 # What had it in the header, where no reader takes more than 16 MiB or many braces.
 CHAT_IN_HEADER = 1
-REMEDY = "nothing was loaded and the file is left as it is: give another --memory FILE, or move this one away"
+REMEDY = "nothing was loaded and the file is left as it is: give another --session FILE, or move this one away"
 TYPES = {**DTYPES, "I64": np.dtype("<i8"), "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "F64": np.dtype("<f8")}
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 STATE, TOKENS, CONVERSATION = "state.", "tokens", "conversation"

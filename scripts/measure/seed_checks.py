@@ -332,7 +332,7 @@ def chats(given: Given, model: Path, tokenizer: Path, n_steps: int, program: Cal
         given.get("llama2rnn"), model, tokenizer, ["ha"], own, given.threads, SMALL_MEMORY.mem_len - 1
     )
     said = Said(said.text.rpartition("Assistant: ")[2].strip(), 0, 0)
-    flags = ["--faithful", "--memory", str(copy), "--memory_format", "llama2rnn", "--max_tokens", "64"]
+    flags = ["--faithful", "--session", str(copy), "--session_format", "llama2rnn", "--max_tokens", "64"]
     mine = theirs.our_chat(model, tokenizer, ["ha"], given.threads, *flags)
     return same_text(said, Said(mine.text.strip(), 0, 0), "")
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import llamagpu
-from llamagpu import commands, convert_command
+from llamagpu import commands, convert_command, inspect_commands
 from llamagpu.backends.cpu.rope import rope_angles
 from llamagpu.checkpoint import llama_shapes
 from llamagpu.config import ModelConfig
@@ -285,11 +285,11 @@ def test_every_command_takes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixt
             logits = llamagpu.load(tmp_path / "mistral.bin", device="cpu").logits(TOKENS)
             np.testing.assert_array_equal(logits, llamagpu.load(folder, device="cpu").logits(TOKENS))
             continue
-        commands.info(str(folder))
+        inspect_commands.info(str(folder))
         told = capsys.readouterr().out
         assert "Hugging Face" in told
         assert "huggingface, 503 tokens" in told
-        commands.tokenize(str(folder), "Once upon")
+        inspect_commands.tokenize(str(folder), "Once upon")
         assert len(capsys.readouterr().out.split()) in (2, 3)
         out = str(tmp_path / f"{folder.name}.bin")
         convert_command.convert(str(folder), out)
@@ -298,7 +298,7 @@ def test_every_command_takes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixt
             commands.run(model, "Once upon", device="cpu", seed=1, max_tokens=8)
             texts.append(capsys.readouterr().out)
         assert texts[0] == texts[1] != ""
-    commands.info(str(quantized))
+    inspect_commands.info(str(quantized))
     assert "GPTQ 4-bit (group 32) x 21" in capsys.readouterr().out
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import llamagpu
-from llamagpu.commands import info
 from llamagpu.convert_command import convert
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats import llama2rnn, open_checkpoint
+from llamagpu.inspect_commands import info
 from llamagpu.quantization import Int8Matrix
 from tests.formats.test_hostile_files import refuse
 from tests.memory_model_files import (

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import llamagpu
-from llamagpu.commands import info
 from llamagpu.convert_command import convert
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats import open_checkpoint
+from llamagpu.inspect_commands import info
 from llamagpu.quantization import Deferred
 from llamagpu.rope_scaling import llama3_factors
 from tests.references.make_torch_files import TRAINING, model_values

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import llamagpu
-from llamagpu import commands
+from llamagpu import inspect_commands
 from llamagpu.errors import ModelFormatError
 from llamagpu.formats import find_reader, native, open_checkpoint
 from llamagpu.formats.mapped_file import LFS_POINTER
@@ -111,7 +111,7 @@ def test_a_folder_of_the_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str
     point_to(root, "0123abcd\n")
     np.testing.assert_array_equal(logits_of(root), logits_of(tmp_path / "source0"))
     (root / "snapshots" / "0123abcd" / "tokenizer.json").write_bytes(llama3_like())
-    commands.info(str(root))
+    inspect_commands.info(str(root))
     assert "Hugging Face" in capsys.readouterr().out
 
 
