@@ -84,7 +84,7 @@ BY_SPLIT: list[tuple[Split, str]] = [
 ]
 SPLITS: dict[str, Split] = {name: split for split, names in BY_SPLIT for name in names.split()} | {
     "default": Split((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
-    "falcon": Split((PUNCTUATION, GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+    "falcon": Split((PUNCTUATION, GPT2, r"[0-9][0-9][0-9]")),
     "tekken": Split((TEKKEN_PATTERN,), bos=True, ignore_merges=True),
     "deepseek-llm": Split(
         (r"[\r\n]", rf"\s?[{DEEPSEEK_LETTERS}]+", rf"\s?{DEEPSEEK_SIGNS}+", r"\s+$", DEEPSEEK_WIDE, r"\p{N}")
