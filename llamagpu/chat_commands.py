@@ -12,7 +12,7 @@ from llamagpu.cli_arguments import ALIASES, converter
 from llamagpu.devices import peak_memory_bytes
 from llamagpu.errors import UsageError, printable
 from llamagpu.generation import MAX_TOKENS
-from llamagpu.memory import Memory
+from llamagpu.memory import NO_NAME, Memory
 from llamagpu.sampling import check_whole
 from llamagpu.terminal import count_tokens, human_bytes, say
 
@@ -132,7 +132,10 @@ class SlashCommands:
 
     def is_own(self, file: str) -> bool:
         """Whether it is the file of --session, which this process holds."""
-        return self.room.memory is not None and Path(file).resolve() == self.room.memory.path.resolve()
+        try:
+            return self.room.memory is not None and Path(file).resolve() == self.room.memory.path.resolve()
+        except NO_NAME:  # which Memory tells
+            return False
 
     def load(self, argument: str) -> None:
         if not argument:

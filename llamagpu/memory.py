@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 
 FORMATS = ("auto", "llamagpu", "llama2rnn")
+# Of paths that name nothing: too long, with a NUL, of links in a circle.
+NO_NAME = (OSError, ValueError, RuntimeError)
 
 
 class Memory:
@@ -41,9 +43,12 @@ class Memory:
         self._fingerprint: str | None = None
         self._lock: FileLock | None = None
         self._seen: tuple[int, ...] | None = None  # the file as it was when this process last read or wrote it
-        folder = self.path.resolve().parent
-        if self.path.is_dir() or (os.path.lexists(self.path) and not self.path.is_file()):
-            raise UsageError(f"{path} is no regular file: name one to keep the session in")
+        try:
+            if self.path.is_dir() or (os.path.lexists(self.path) and not self.path.is_file()):
+                raise UsageError(f"{path} is no regular file: name one to keep the session in")
+            folder = self.path.resolve().parent
+        except NO_NAME as error:
+            raise UsageError(f"{path[:80]!r} is no name for a file: {getattr(error, 'strerror', error)}") from None
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise UsageError(f"cannot write {path}: {folder} is no folder that may be written")
 

@@ -144,3 +144,19 @@ def test_a_document_may_come_through_the_pipe() -> None:
         pytest.skip("this process has a terminal")
     assert result.returncode == 2
     assert re.search("standard input was the document, and there is no terminal", result.stderr.decode())
+
+
+@pytest.mark.parametrize("command_", ["/save", "/load", "/save!"])
+@pytest.mark.parametrize("with_session", [False, True])
+def test_a_path_that_names_nothing_does_not_end_the_chat(tmp_path: Path, command_: str, with_session: bool) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    kept = ("--session", str(tmp_path / "a")) if with_session else ()
+    terminal = Terminal(*OPTIONS, *kept)
+    terminal.wait_for(PROMPT)
+    terminal.type(f"{command_} {'x' * 300}\n")
+    assert "is no name for a file: File name too long" in terminal.wait_for(PROMPT)
+    terminal.type(f"{command_} {circle}\n")
+    assert re.search(r"error: .*circle(' is no name for a file| is no regular file)", terminal.wait_for(PROMPT))
+    terminal.type("/quit\n")
+    assert terminal.end() == 0
