@@ -191,5 +191,8 @@ class Room:
         return f"/reset forgets the conversation{more}, --window goes on for ever and forgets what is far behind"
 
     def keep(self) -> None:
+        """Ctrl-C waits until it is written."""
         if self.memory is not None:
-            self.memory.save(self.chat.session, self.chat.to_json())
+            with Interrupt() as interrupt:
+                self.memory.save(self.chat.session, self.chat.to_json())
+            interrupt.check()

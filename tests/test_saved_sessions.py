@@ -385,6 +385,22 @@ def test_a_turn_that_is_broken_off_is_not_saved(tmp_path: Path, monkeypatch: pyt
     assert memory.path.read_bytes() == before
 
 
+def test_ctrl_c_while_a_turn_is_written_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm, memory = llamagpu.load("demo", device="cpu"), Memory(str(tmp_path / "a"))
+    room = Room(llm, "plain", None, SamplingParams(seed=3), 4, [], False, memory)
+    room.open()
+    real = session_file.write
+
+    def write(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        real(*arguments)
+
+    monkeypatch.setattr(session_file, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        room.obey("a")
+    assert '"content": "a"' in memory.load(llm)[1]
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("moment", ["answer", "between"])
 def test_chat_saves_before_a_signal_ends_it(moment: str, number: int, status: int, tmp_path: Path) -> None:
