@@ -83,6 +83,7 @@ class SlashCommands:
         else:
             changed: dict[str, Any] = {name: None if (name, value) == ("seed", -1) else value}
             chat.params = replace(chat.params, **changed).with_seed()
+            self.room.params = replace(self.room.params, **changed)  # of what /load goes on with, too
             value = getattr(chat.params, name)
         say(f"{name} is {value}")
 

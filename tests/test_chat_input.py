@@ -160,3 +160,12 @@ def test_a_path_that_names_nothing_does_not_end_the_chat(tmp_path: Path, command
     assert re.search(r"error: .*circle(' is no name for a file| is no regular file)", terminal.wait_for(PROMPT))
     terminal.type("/quit\n")
     assert terminal.end() == 0
+
+
+def test_settings_stay_after_load(tmp_path: Path) -> None:
+    kept = tmp_path / "a"
+    lines = f"One\n/save {kept}\n/set temperature 0.3\n/set top_k 7\n/load {kept}\n/set\n"
+    told = command("chat", *OPTIONS, stdin=lines.encode())
+    assert told.returncode == 0, told.stderr
+    last = told.stderr.decode().splitlines()[-1]
+    assert "temperature 0.3, top_k 7, " in last
