@@ -100,7 +100,7 @@ class SlashCommands:
         if not file or file == "--force":
             raise UsageError("/save needs a file")
         if self.is_own(file) and self.room.memory is not None:
-            memory = self.room.memory
+            memory, self.room.spares_file = self.room.memory, False
             self.room.keep()
         else:
             memory = Memory.held(file)
@@ -141,12 +141,13 @@ class SlashCommands:
     def load(self, argument: str) -> None:
         if not argument:
             raise UsageError("/load needs a file")
-        self.room.take_up(
-            self.room.memory if self.room.memory is not None and self.is_own(argument) else Memory(argument)
-        )
+        own = self.room.memory if self.is_own(argument) else None
+        self.room.take_up(own or Memory(argument))
+        self.room.spares_file = own is None
 
     def reset(self, argument: str) -> None:
         self.room.chat.reset()
+        self.room.spares_file = True
         say(
             "everything is forgotten, documents too"
             + (", the session file from the next turn on" if self.room.memory else "")

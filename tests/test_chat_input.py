@@ -169,3 +169,23 @@ def test_settings_stay_after_load(tmp_path: Path) -> None:
     assert told.returncode == 0, told.stderr
     last = told.stderr.decode().splitlines()[-1]
     assert "temperature 0.3, top_k 7, " in last
+
+
+@pytest.mark.parametrize("line", ["/reset", "/load other", "/reset\n/system Be brief."])
+def test_the_session_file_stays_until_something_is_said(tmp_path: Path, line: str) -> None:
+    """After /reset and /load, which say so."""
+    kept, other = tmp_path / "a", tmp_path / "other"
+    options = ("chat", *OPTIONS, "--session", kept)
+    line = line.replace("other", str(other))
+    assert command(*options, stdin=f"Mine\n/save {other}\nAnd more\n".encode()).returncode == 0
+    before = kept.read_bytes()
+    assert command(*options, stdin=f"{line}\n/quit\n".encode()).returncode == 0
+    assert kept.read_bytes() == before
+    assert command(*options, stdin=f"{line}\nNew\n".encode()).returncode == 0
+    assert said(kept) == (["Mine", "New"] if "load" in line else ["New"])
+
+
+def test_save_to_the_own_file_after_reset_is_obeyed(tmp_path: Path) -> None:
+    kept = tmp_path / "a"
+    assert command("chat", *OPTIONS, "--session", kept, stdin=f"One\n/reset\n/save {kept}\n".encode()).returncode == 0
+    assert said(kept) == []
