@@ -485,3 +485,16 @@ def test_llama2rnns_files_are_read_back_too(tmp_path: Path, monkeypatch: pytest.
         memory.save(session)
     assert memory.path.read_bytes() == before
     assert memory_module.identity(tmp_path / "none") is None
+
+
+def test_a_session_is_loaded_from_a_folder_that_may_not_be_written(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    new_session(llm).save(path)
+    monkeypatch.setattr(os, "access", lambda folder, mode: mode != os.W_OK)
+    assert Session.load(llm, path).tokens == TOKENS
+    with pytest.raises(UsageError, match="is no folder that may be written"):
+        Memory.held(str(path))
+    with pytest.raises(UsageError, match=r"cannot write .*No such file"):
+        new_session(llm).save(tmp_path / "none" / "a")
