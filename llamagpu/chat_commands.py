@@ -12,7 +12,7 @@ from llamagpu.cli_arguments import ALIASES, converter
 from llamagpu.devices import peak_memory_bytes
 from llamagpu.errors import UsageError, printable
 from llamagpu.generation import MAX_TOKENS
-from llamagpu.memory import Memory
+from llamagpu.memory import NO_NAME, Memory
 from llamagpu.sampling import check_whole
 from llamagpu.terminal import count_tokens, human_bytes, say
 
@@ -83,6 +83,7 @@ class SlashCommands:
         else:
             changed: dict[str, Any] = {name: None if (name, value) == ("seed", -1) else value}
             chat.params = replace(chat.params, **changed).with_seed()
+            self.room.params = replace(self.room.params, **changed)  # of what /load goes on with, too
             value = getattr(chat.params, name)
         say(f"{name} is {value}")
 
@@ -99,7 +100,7 @@ class SlashCommands:
         if not file or file == "--force":
             raise UsageError("/save needs a file")
         if self.is_own(file) and self.room.memory is not None:
-            memory = self.room.memory
+            memory, self.room.spares_file = self.room.memory, False
             self.room.keep()
         else:
             memory = Memory.held(file)
@@ -132,17 +133,21 @@ class SlashCommands:
 
     def is_own(self, file: str) -> bool:
         """Whether it is the file of --session, which this process holds."""
-        return self.room.memory is not None and Path(file).resolve() == self.room.memory.path.resolve()
+        try:
+            return self.room.memory is not None and Path(file).resolve() == self.room.memory.path.resolve()
+        except NO_NAME:  # which Memory tells
+            return False
 
     def load(self, argument: str) -> None:
         if not argument:
             raise UsageError("/load needs a file")
-        self.room.take_up(
-            self.room.memory if self.room.memory is not None and self.is_own(argument) else Memory(argument)
-        )
+        own = self.room.memory if self.is_own(argument) else None
+        self.room.take_up(own or Memory(argument))
+        self.room.spares_file = own is None
 
     def reset(self, argument: str) -> None:
         self.room.chat.reset()
+        self.room.spares_file = True
         say(
             "everything is forgotten, documents too"
             + (", the session file from the next turn on" if self.room.memory else "")

@@ -39,6 +39,7 @@ class Room:
         self.ending = Interrupt(*ENDING)  # of the whole chat, where there is something to save
         self.input = Input(self.ending.waiting, history, tell_time) if self.is_terminal else None
         self.commands = SlashCommands(self)
+        self.spares_file = False  # after /reset and /load: the session's file stays until something is said
 
     def open(self) -> None:
         """Begin, from the memory where there is one."""
@@ -152,6 +153,7 @@ class Room:
 
         said: list[str] = []
         pieces = self.chat.ask(text, on_prompt_tokens, say)
+        self.spares_file = False
         bar.total = len(self.chat.session.pending)
         stopped = False
         with interrupt:
@@ -191,5 +193,8 @@ class Room:
         return f"/reset forgets the conversation{more}, --window goes on for ever and forgets what is far behind"
 
     def keep(self) -> None:
-        if self.memory is not None:
-            self.memory.save(self.chat.session, self.chat.to_json())
+        """Ctrl-C waits until it is written."""
+        if self.memory is not None and not self.spares_file:
+            with Interrupt() as interrupt:
+                self.memory.save(self.chat.session, self.chat.to_json())
+            interrupt.check()

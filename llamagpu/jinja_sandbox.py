@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -27,6 +28,7 @@ from llamagpu.errors import TemplateError, UsageError, printable
 
 # Of a processor: that much, and more for longer conversations. By the clock, WALL times as much on a busy machine.
 MAX_SECONDS, BYTES_A_SECOND, WALL = 3.0, 1 << 21, 5
+LIFE = 30.0  # seconds by the clock that one process works: far below where the system ends it (CPU_SECONDS)
 START_SECONDS = 60.0  # a cold disk, a busy machine
 # Of a text, in characters: what templates write themselves, and how much they may make of each byte that they get.
 MORE_CHARACTERS, CHARACTERS_A_BYTE = 1 << 18, 8
@@ -82,6 +84,7 @@ class Child:
         self.lock = threading.RLock()
         self.process: subprocess.Popen[bytes] | None = None
         self.memory = self.owner = 0
+        self.worked = 0.0  # seconds
         self.is_ready = self.is_late = False
 
     def start(self, memory: int = MEMORY) -> None:
@@ -89,11 +92,13 @@ class Child:
         with self.lock:
             if self.process is not None and self.owner != os.getpid():  # the process before a fork has it
                 self.process.returncode, self.process = 0, None
-            if self.process is not None and (self.process.poll() is not None or memory > self.memory):
+            if self.process is not None and (
+                self.process.poll() is not None or memory > self.memory or self.worked > LIFE
+            ):
                 self.stop()
             if self.process is None:
                 self.memory = memory if memory == MEMORY else 2 * memory  # so that a long talk does so a few times
-                self.owner, self.is_ready = os.getpid(), False
+                self.owner, self.is_ready, self.worked = os.getpid(), False, 0.0
                 self.process = start_process(self.memory)
 
     def ask(self, request: bytes, seconds: float, most: int) -> dict[str, Any]:
@@ -103,7 +108,10 @@ class Child:
                 if not self.exchange(b"", START_SECONDS, 1 << 12).get("ready"):
                     raise ChildError("the Python that runs it does not start")
                 self.is_ready = True
-            return self.exchange(request, seconds, most)
+            begun = time.monotonic()
+            reply = self.exchange(request, seconds, most)
+            self.worked += time.monotonic() - begun
+            return reply
         except BaseException:  # Ctrl-C too: it would answer the next one with what this one asked for
             self.stop()
             raise

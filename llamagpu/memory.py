@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 
 FORMATS = ("auto", "llamagpu", "llama2rnn")
+# Of paths that name nothing: too long, with a NUL, of links in a circle.
+NO_NAME = (OSError, ValueError, RuntimeError)
 
 
 class Memory:
@@ -33,28 +35,32 @@ class Memory:
     random numbers, no conversation."""
 
     def __init__(self, path: str, memory_format: str = "auto") -> None:
-        """memory_format: auto is what an existing file is, and llamagpu of a new one. Raises UsageError where the file
-        could not be written later: before any work is done for it."""
+        """memory_format: auto is what an existing file is, and llamagpu of a new one. Raises UsageError for a path that
+        is not one of a file."""
         if memory_format not in FORMATS:
             raise UsageError(f"session_format must be auto, llamagpu or llama2rnn, not {memory_format!r}")
         self.path, self.format = Path(path), memory_format
         self._fingerprint: str | None = None
         self._lock: FileLock | None = None
         self._seen: tuple[int, ...] | None = None  # the file as it was when this process last read or wrote it
-        folder = self.path.resolve().parent
-        if self.path.is_dir() or (os.path.lexists(self.path) and not self.path.is_file()):
-            raise UsageError(f"{path} is no regular file: name one to keep the session in")
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise UsageError(f"cannot write {path}: {folder} is no folder that may be written")
+        try:
+            if self.path.is_dir() or (os.path.lexists(self.path) and not self.path.is_file()):
+                raise UsageError(f"{path} is no regular file: name one to keep the session in")
+            self.path.resolve()
+        except NO_NAME as error:
+            raise UsageError(f"{path[:80]!r} is no name for a file: {getattr(error, 'strerror', error)}") from None
 
     @classmethod
     def held(cls, path: str, memory_format: str = "auto") -> Memory:
-        """One that no other process writes until ``release``, or the end. Raises UsageError where one does already.
+        """One that no other process writes until ``release``, or the end. Raises UsageError where one does already, and
+        where the file could not be written later: before any work is done for it.
 
         What killed processes left beside the file is removed.
         """
         memory = cls(path, memory_format)
         real = memory.path.resolve()
+        if not real.parent.is_dir() or not os.access(real.parent, os.W_OK):
+            raise UsageError(f"cannot write {path}: {real.parent} is no folder that may be written")
         memory._lock = FileLock(real)
         if not memory._lock.acquire():
             who = f"process {memory._lock.holder}" if memory._lock.holder else "another process"

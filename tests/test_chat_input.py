@@ -144,3 +144,48 @@ def test_a_document_may_come_through_the_pipe() -> None:
         pytest.skip("this process has a terminal")
     assert result.returncode == 2
     assert re.search("standard input was the document, and there is no terminal", result.stderr.decode())
+
+
+@pytest.mark.parametrize("command_", ["/save", "/load", "/save!"])
+@pytest.mark.parametrize("with_session", [False, True])
+def test_a_path_that_names_nothing_does_not_end_the_chat(tmp_path: Path, command_: str, with_session: bool) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    kept = ("--session", str(tmp_path / "a")) if with_session else ()
+    terminal = Terminal(*OPTIONS, *kept)
+    terminal.wait_for(PROMPT)
+    terminal.type(f"{command_} {'x' * 300}\n")
+    assert "is no name for a file: File name too long" in terminal.wait_for(PROMPT)
+    terminal.type(f"{command_} {circle}\n")
+    assert re.search(r"error: .*circle(' is no name for a file| is no regular file)", terminal.wait_for(PROMPT))
+    terminal.type("/quit\n")
+    assert terminal.end() == 0
+
+
+def test_settings_stay_after_load(tmp_path: Path) -> None:
+    kept = tmp_path / "a"
+    lines = f"One\n/save {kept}\n/set temperature 0.3\n/set top_k 7\n/load {kept}\n/set\n"
+    told = command("chat", *OPTIONS, stdin=lines.encode())
+    assert told.returncode == 0, told.stderr
+    last = told.stderr.decode().splitlines()[-1]
+    assert "temperature 0.3, top_k 7, " in last
+
+
+@pytest.mark.parametrize("line", ["/reset", "/load other", "/reset\n/system Be brief."])
+def test_the_session_file_stays_until_something_is_said(tmp_path: Path, line: str) -> None:
+    """After /reset and /load, which say so."""
+    kept, other = tmp_path / "a", tmp_path / "other"
+    options = ("chat", *OPTIONS, "--session", kept)
+    line = line.replace("other", str(other))
+    assert command(*options, stdin=f"Mine\n/save {other}\nAnd more\n".encode()).returncode == 0
+    before = kept.read_bytes()
+    assert command(*options, stdin=f"{line}\n/quit\n".encode()).returncode == 0
+    assert kept.read_bytes() == before
+    assert command(*options, stdin=f"{line}\nNew\n".encode()).returncode == 0
+    assert said(kept) == (["Mine", "New"] if "load" in line else ["New"])
+
+
+def test_save_to_the_own_file_after_reset_is_obeyed(tmp_path: Path) -> None:
+    kept = tmp_path / "a"
+    assert command("chat", *OPTIONS, "--session", kept, stdin=f"One\n/reset\n/save {kept}\n".encode()).returncode == 0
+    assert said(kept) == []

@@ -385,6 +385,22 @@ def test_a_turn_that_is_broken_off_is_not_saved(tmp_path: Path, monkeypatch: pyt
     assert memory.path.read_bytes() == before
 
 
+def test_ctrl_c_while_a_turn_is_written_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm, memory = llamagpu.load("demo", device="cpu"), Memory(str(tmp_path / "a"))
+    room = Room(llm, "plain", None, SamplingParams(seed=3), 4, [], False, memory)
+    room.open()
+    real = session_file.write
+
+    def write(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        real(*arguments)
+
+    monkeypatch.setattr(session_file, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        room.obey("a")
+    assert '"content": "a"' in memory.load(llm)[1]
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("moment", ["answer", "between"])
 def test_chat_saves_before_a_signal_ends_it(moment: str, number: int, status: int, tmp_path: Path) -> None:
@@ -469,3 +485,16 @@ def test_llama2rnns_files_are_read_back_too(tmp_path: Path, monkeypatch: pytest.
         memory.save(session)
     assert memory.path.read_bytes() == before
     assert memory_module.identity(tmp_path / "none") is None
+
+
+def test_a_session_is_loaded_from_a_folder_that_may_not_be_written(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    new_session(llm).save(path)
+    monkeypatch.setattr(os, "access", lambda folder, mode: mode != os.W_OK)
+    assert Session.load(llm, path).tokens == TOKENS
+    with pytest.raises(UsageError, match="is no folder that may be written"):
+        Memory.held(str(path))
+    with pytest.raises(UsageError, match=r"cannot write .*No such file"):
+        new_session(llm).save(tmp_path / "none" / "a")

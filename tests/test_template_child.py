@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from llamagpu import jinja_sandbox
+from llamagpu import jinja_sandbox, template_child
 from llamagpu.errors import TemplateError, UsageError
 from llamagpu.jinja_sandbox import CHILD, LENGTH, MEMORY, Child, ChildError, JinjaTemplate, library_folders
 from tests.chat_templates import CONVERSATIONS
@@ -215,6 +215,23 @@ def test_a_killed_child_is_replaced() -> None:
         assert template.render(HELLO) == "Hello"
         assert pid() != first
         assert not Path(f"/proc/{first}").exists()  # waited for: no zombie
+
+
+def test_a_child_is_replaced_before_the_system_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a turn that does nothing wrong would be the one in which its time is up."""
+    monkeypatch.setattr(jinja_sandbox, "LIFE", 0.1)
+    template = JinjaTemplate("{% for i in range(20000) %}{{ i }}{% endfor %}")
+    pids, seconds, end = set[int](), 0.0, time.monotonic() + 20
+    while len(pids) < 3 and time.monotonic() < end:
+        template.render(HELLO)
+        pids.add(pid())
+        seconds = max(seconds, CHILD.worked)
+    assert len(pids) == 3
+    assert seconds < 5
+
+
+def test_the_life_of_a_child_is_within_the_systems_limit() -> None:
+    assert jinja_sandbox.LIFE + jinja_sandbox.MAX_SECONDS < template_child.CPU_SECONDS / 2
 
 
 def test_errors_do_not_end_it() -> None:
