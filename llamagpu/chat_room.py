@@ -78,6 +78,10 @@ class Room:
         say(f"went on from {memory.path}: {length_of(session)}, {n_turns} turns")
 
     def read_document(self, text: str) -> None:
+        """Let the model read it before a new conversation. One that goes on is not dropped for it."""
+        if any(message["role"] != "system" for message in self.chat.messages):
+            say("the document is not read: the conversation has begun already, and a document stands before it")
+            return
         bar, interrupt = ProgressBar("reading the document", "tok"), Interrupt()
         self.chat.session.check_fits(text)
         bar.total = len(self.llm.tokenizer.encode(text))

@@ -140,6 +140,17 @@ def test_through_a_pipe_stdout_has_the_answers_alone(tmp_path: Path) -> None:
     assert b"is the session of a chat" in told.stderr
 
 
+def test_a_document_does_not_drop_a_conversation(tmp_path: Path) -> None:
+    document, session = tmp_path / "story.txt", tmp_path / "a.session"
+    document.write_text("Once upon a time, there was a fox.")
+    options = ("chat", "demo", *GREEDY, "--max_tokens", "3", "--session", session, "--document", document)
+    first = command(*options, stdin=b"Who?\n")
+    assert "read the document: " in first.stderr.decode()
+    second = command(*options, stdin=b"And then?\n/stats\n")
+    assert "the document is not read" in second.stderr.decode()
+    assert "; 4 messages" in second.stderr.decode()
+
+
 def test_system_time_document_save_load_reset(tmp_path: Path) -> None:
     document, saved = tmp_path / "story.txt", tmp_path / "a.memory"
     document.write_text("Once upon a time, there was a fox named Rusty. " * 4)
