@@ -27,7 +27,7 @@ LARGE = Shape(dim=128, hidden_dim=256, n_kv_heads=4)  # of many pages
 # The command in a process of its own, whose third piece of text does something to a file.
 PROGRAM = """
 import os, sys
-from llamagpu import chat_command, commands
+from llamagpu import chat_room, commands
 from llamagpu.cli import run_command
 path, act, name, *arguments = sys.argv[1:]
 pieces = []
@@ -35,7 +35,7 @@ def write_text(text):
     pieces.append(text)
     if len(pieces) == 3:
         exec(act)
-commands.write_text = chat_command.write_text = write_text
+commands.write_text = chat_room.write_text = write_text
 status = run_command([name, path, *arguments])
 print(len(pieces))
 sys.exit(status)

@@ -110,7 +110,7 @@ def test_weights_that_are_made_say_what_they_need(
         def fail(*arguments: object, error: Exception = error, **options: object) -> None:
             raise error
 
-        monkeypatch.setattr("llamagpu.cli.fire.Fire", fail)
+        monkeypatch.setattr("fire.Fire", fail)
         assert cli.run_command(["run", "demo"]) == 1
         line = capsys.readouterr().err
         assert line.startswith("llamagpu: error: not enough memory (")

@@ -37,8 +37,9 @@ def stored() -> Any:
 
 def model_of(folder: Path, shape: MicroShape, recurrent: bool = False, seed: int = 0) -> LLM:
     """On the CPU, with a tokenizer whose ids are bytes."""
-    path = folder / "ckpt.pt"
-    path.write_bytes(micro_bytes(shape, seed))
+    path, new = folder / "ckpt.pt", folder / "new.pt"
+    new.write_bytes(micro_bytes(shape, seed))
+    new.replace(path)  # the file of a model that is in use stays as it is
     return llm_of(path, recurrent)
 
 

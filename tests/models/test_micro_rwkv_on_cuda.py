@@ -109,7 +109,7 @@ def test_damaged_weights_are_told_in_one_line(tmp_path: Path, device: Device) ->
     saved = micro_checkpoint(SMALL)
     saved["model"]["transformer.h.1.moe.fc.weight"][0, 0] = np.nan
     llm = on_device(tmp_path, SMALL, device)
-    path = tmp_path / "ckpt.pt"
+    path = tmp_path / "damaged.pt"
     path.write_bytes(torch_bytes(saved))
     llm.model = load_model(llm_of(path).checkpoint, llm.backend)
     with pytest.raises(LlamaGPUError, match="not numbers"):
