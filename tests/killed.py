@@ -18,7 +18,7 @@ from pathlib import Path
 
 from llamagpu.cli import run_command
 
-LONGEST_SAVE = 0.005  # seconds, about
+LONGEST_SAVE = 0.03  # seconds, and more: some kills come once it has its name
 
 
 def start(arguments: list[str], stdin: str) -> int:
@@ -54,7 +54,7 @@ def main(n: str, file: str, kept: str, refresh: str, stdin: str, dashes: str, *w
             assert status == 0, status
             seconds = time.monotonic() - began
         elif n_rounds % 2:
-            time.sleep(rng.uniform(0, seconds))
+            time.sleep(rng.uniform(0, 1.2 * seconds))
         else:
             while not any(".part" in name for name in os.listdir(path.parent)) and not has_ended(child):
                 time.sleep(0.0001)
